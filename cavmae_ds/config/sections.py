@@ -1,0 +1,237 @@
+"""Every section of a run as a frozen, typed, validated model. Defaults are the official base recipe's.
+
+Sources of the defaults: spec/cav-mae.md 1.1 (model), 1.7 (masks), 1.8 (losses), 3.4 (statistics), 4 (training).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+Folder = Annotated[Path, Field(strict=False)]  # YAML has text only
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, and closed: an unknown key is a mistake, not an extension."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _multiple(name: str, value: int, of: str, divisor: int) -> None:
+    if value % divisor:
+        below = value - value % divisor
+        near = f"{below} or {below + divisor}" if below else f"{divisor}"
+        raise ValueError(f"{name} must be a multiple of {of} = {divisor}, got {value}; {near} would fit")
+
+
+class ModelConfig(Section):
+    """Sizes of CAV-MAE; names and defaults of the official constructor (spec/cav-mae.md 1.1)."""
+
+    embed_dim: Positive = 768
+    """Width of the encoder."""
+    num_heads: Positive = 12
+    """Attention heads of the encoder."""
+    modality_specific_depth: Annotated[int, Field(ge=0)] = 11
+    """Blocks in each of the two towers (audio, image)."""
+    shared_depth: Positive = 1
+    """Blocks after the towers, shared by both modalities."""
+    decoder_embed_dim: Positive = 512
+    """Width of the decoder."""
+    decoder_depth: Positive = 8
+    """Blocks of the decoder."""
+    decoder_num_heads: Positive = 16
+    """Attention heads of the decoder."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of each MLP over the block's width."""
+    patch_size: Positive = 16
+    """Side of a square patch: pixels, or mel bins and frames."""
+    image_size: Positive = 224
+    """Side of the square image, pixels."""
+    audio_frames: Positive = 1024
+    """Length of the log-mel, frames of 10 ms."""
+    mel_bins: Positive = 128
+    """Height of the log-mel, mel bins."""
+    trainable_positions: bool = False
+    """Train the position tables instead of keeping them at sine-cosine."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        for name in ("audio_frames", "mel_bins", "image_size"):
+            _multiple(name, getattr(self, name), "patch_size", self.patch_size)
+        # A position table spends a quarter of the width on each of sin and cos of column and row.
+        for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+            _multiple(width, getattr(self, width), heads, getattr(self, heads))
+            if getattr(self, width) % 4:
+                raise ValueError(f"{width} must be a multiple of 4, got {getattr(self, width)}")
+        return self
+
+    @property
+    def audio_patches(self) -> int:
+        """Patches of one clip's log-mel."""
+        return (self.mel_bins // self.patch_size) * (self.audio_frames // self.patch_size)
+
+    @property
+    def image_patches(self) -> int:
+        """Patches of one frame."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class MaskConfig(Section):
+    """Which share of the patches the encoder never sees (spec/cav-mae.md 1.7)."""
+
+    audio_ratio: Share = 0.75
+    """Share of audio patches hidden."""
+    image_ratio: Share = 0.75
+    """Share of image patches hidden."""
+    audio_mode: Literal["unstructured", "time", "freq", "tf"] = "unstructured"
+    """Hide patches at random, whole time columns, whole frequency rows, or some of both."""
+
+
+class LossConfig(Section):
+    """total = mae_weight * (mae_audio + mae_image) + contrastive_weight * contrastive (spec/cav-mae.md 1.8)."""
+
+    mae_weight: Weight = 1.0
+    """Weight of the reconstruction; 0 skips the decoder."""
+    contrastive_weight: Weight = 0.01
+    """Weight of the contrastive loss; 0 skips its two passes."""
+    normalise_pixels: bool = True
+    """Reconstruct patches normalised by their own mean and variance (norm_pix_loss)."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossConfig:
+        if self.mae_weight == 0 and self.contrastive_weight == 0:
+            raise ValueError("mae_weight and contrastive_weight are both 0: nothing to learn; raise one of them")
+        return self
+
+
+class ContrastiveConfig(Section):
+    """Who is compared with whom."""
+
+    negatives: Literal["global", "rank"] = "global"
+    """Clips of every rank's micro-batch, or of this rank's alone."""
+    direction: Literal["v2a", "both"] = "v2a"
+    """Each image against all sounds (official), or the mean of both directions."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Divides the cosine; fixed, not learned."""
+
+
+class DataConfig(Section):
+    """Where clips come from and how many processes decode them."""
+
+    train: str = ""
+    """Folder or s3:// address of the training shards (written by `cavmae prepare`)."""
+    cache: Folder | None = None
+    """Folder on local disk for shards fetched from a bucket; a folder in the run folder when unset."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Decoding processes of each rank; 0 decodes in the training process."""
+    shuffle: bool = True
+    """Another order every epoch."""
+    shuffle_block: Positive = 16384
+    """Clips shuffled among each other; times 448 kB is what the cache must hold."""
+    canonical_nodes: Positive = 1
+    """Parts the data set is striped into: a multiple of the hosts, so that each host reads its own part."""
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of clips that may turn out undecodable before the run stops."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Longest wait for a batch before the run stops."""
+    audio_mean: float = -5.081
+    """Mean of the raw log-mel."""
+    audio_std: Annotated[float, Field(gt=0)] = 4.4849
+    """Standard deviation of the raw log-mel."""
+
+
+class OptimConfig(Section):
+    """AdamW and the course of its learning rate."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate, for the global batch as it is."""
+    beta1: Share = 0.95
+    """Decay of the first moment."""
+    beta2: Share = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Weight = 5e-7
+    """Decoupled decay; biases, norms, tokens and position tables are exempt."""
+    clip_grad_norm: Weight = 0.0
+    """Largest norm of the whole gradient; 0 never clips."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """After the warm-up: cosine to the final share, the official step decay by epochs, or flat."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up."""
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the peak rate that the cosine ends at."""
+    decay_start_epoch: Positive = 10
+    """Step decay: finished epochs before the first drop."""
+    decay_every_epochs: Positive = 5
+    """Step decay: epochs between drops."""
+    decay_factor: Share = 0.5
+    """Step decay: what each drop multiplies the rate by."""
+
+
+class TrainConfig(Section):
+    """How much, in which portions, with which numbers."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides initial weights, order, masks and frames."""
+    global_batch: Positive = 256
+    """Clips of one optimizer step, over all ranks and micro-batches."""
+    micro_batch: Positive = 64
+    """Clips of one forward pass on one rank."""
+    epochs: Positive | None = None
+    """Length of the run in passes over the data; give this or steps."""
+    steps: Positive | None = None
+    """Length of the run in optimizer steps; give this or epochs."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Numbers of weights and activations; the optimizer keeps fp32 either way."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give exactly one of epochs and steps, got epochs={self.epochs} and steps={self.steps}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When to save and how much to keep."""
+
+    every_steps: Positive = 1000
+    """Optimizer steps between checkpoints; the last step is always saved."""
+    keep_last: Positive = 2
+    """Checkpoints kept; older ones are removed after a new one is whole."""
+
+
+class MonitorConfig(Section):
+    """What TensorBoard and the progress line show, and how often."""
+
+    log_every: Positive = 20
+    """Optimizer steps between points of the curves; reading the losses waits for the device."""
+    pictures_every: Annotated[int, Field(ge=0)] = 500
+    """Optimizer steps between pictures of reconstructions; 0 draws none."""
+    pictures: Positive = 4
+    """Clips in a picture."""
+
+
+class RunConfig(Section):
+    """One run: a YAML file holds the differences from these defaults."""
+
+    run_dir: Folder = Path("runs/default")
+    """Folder of the run: resolved config, checkpoints, TensorBoard logs, final weights."""
+    ds_config: Folder = Path("ds_configs/zero2.json")
+    """Engine mechanics for DeepSpeed (ZeRO stage, buckets); relative to here or to the checkout."""
+    model: ModelConfig = ModelConfig()
+    mask: MaskConfig = MaskConfig()
+    loss: LossConfig = LossConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()

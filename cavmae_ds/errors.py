@@ -1,0 +1,17 @@
+"""What the user is told: every refusal is one of these, one sentence, no traceback, exit code 2."""
+
+
+class UserError(Exception):
+    """Something outside the program must change; the message says what. Exit code 2."""
+
+
+class ConfigError(UserError):
+    """A run file, an override or an engine fragment asks for something impossible."""
+
+
+class DataError(UserError):
+    """Input videos, shards or a bucket are missing, damaged or do not fit the run."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged or belongs to another model."""

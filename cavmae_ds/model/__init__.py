@@ -1,0 +1,1 @@
+"""The model families; each is one file that ends in a PretrainOutput."""

@@ -1,0 +1,213 @@
+"""CAV-MAE for pretraining: two towers, shared blocks run three times, one decoder (spec/cav-mae.md 1).
+
+B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the encoder, E of the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from cavmae_ds.config import ModelConfig
+from cavmae_ds.model.blocks import Block, run_blocks
+from cavmae_ds.model.masking import MaskPlan, Plans
+from cavmae_ds.model.patches import (
+    PatchProjection,
+    audio_grid,
+    audio_to_patches,
+    image_grid,
+    patchify,
+    select,
+)
+from cavmae_ds.model.positions import position_table
+
+
+class PretrainOutput(NamedTuple):
+    """What a model hands to the losses. Parts that were not asked for are None."""
+
+    audio_pooled: Tensor | None
+    """[B, D] mean audio token, not normalised: one side of the contrastive pairs."""
+    image_pooled: Tensor | None
+    """[B, D] mean image token, the other side."""
+    audio_prediction: Tensor | None
+    """[B, La, Pa] reconstructed audio patches, visible ones included."""
+    image_prediction: Tensor | None
+    """[B, Lv, Pv] reconstructed image patches."""
+    audio_patches: Tensor
+    """[B, La, Pa] the patches as given, in the input's dtype: the target before normalisation."""
+    image_patches: Tensor
+    """[B, Lv, Pv] likewise."""
+    plans: Plans
+    """Which patches were hidden."""
+
+
+class Features(NamedTuple):
+    """Tokens of everything that was seen, after the final norms."""
+
+    audio: Tensor
+    """[B, La, D]"""
+    image: Tensor
+    """[B, Lv, D]"""
+
+
+class CAVMAE(nn.Module):
+    """The official model: its parameter names, order and shapes, at any size the config allows."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.audio_grid, self.image_grid = audio, image = audio_grid(cfg), image_grid(cfg)
+        width, decoder_width, ratio = cfg.embed_dim, cfg.decoder_embed_dim, cfg.mlp_ratio
+
+        def token(width: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(1, 1, width))
+
+        def positions(width: int, rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(position_table(width, rows, columns), requires_grad=cfg.trainable_positions)
+
+        def blocks(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(width, cfg.num_heads, ratio) for _ in range(depth))
+
+        self.modality_a, self.modality_v = token(width), token(width)
+        self.pos_embed_a = positions(width, audio.rows, audio.columns)
+        self.pos_embed_v = positions(width, image.rows, image.columns)
+        self.mask_token = token(decoder_width)
+        self.decoder_modality_a, self.decoder_modality_v = token(decoder_width), token(decoder_width)
+        self.decoder_pos_embed_a = positions(decoder_width, audio.rows, audio.columns)
+        self.decoder_pos_embed_v = positions(decoder_width, image.rows, image.columns)
+
+        self.patch_embed_a = nn.ModuleDict({"proj": PatchProjection(audio, width)})
+        self.patch_embed_v = nn.ModuleDict({"proj": PatchProjection(image, width)})
+        self.blocks_a = blocks(cfg.modality_specific_depth)
+        self.blocks_v = blocks(cfg.modality_specific_depth)
+        self.blocks_u = blocks(cfg.shared_depth)
+        self.norm_a, self.norm_v, self.norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, cfg.decoder_num_heads, ratio) for _ in range(cfg.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width)
+        self.decoder_pred_a = nn.Linear(decoder_width, audio.values)
+        self.decoder_pred_v = nn.Linear(decoder_width, image.values)
+        self.reset_parameters()
+
+    def forward(
+        self,
+        audio: Tensor,
+        images: Tensor,
+        plans: Plans | None,
+        mae: bool = True,
+        contrastive: bool = True,
+    ) -> PretrainOutput | Features:
+        """Log-mels [B, frames, mel bins] and images [B, 3, H, W], normalised, to what the losses need.
+
+        mae=False skips the decoder, contrastive=False the two pooled passes. Without plans nothing is hidden
+        and the outcome is Features: every way of running the model leads through here, because that is where
+        ZeRO-3 gathers the parameters. Raises ValueError for inputs of another size than the config's.
+        """
+        audio_patches = audio_to_patches(audio, self.audio_grid)  # [B, La, Pa]
+        image_patches = patchify(images, self.image_grid)  # [B, Lv, Pv]
+        a = self._audio_tower(audio_patches, plans and plans.audio.keep)  # [B, Ka, D]
+        v = self._image_tower(image_patches, plans and plans.image.keep)  # [B, Kv, D]
+        if plans is None:
+            return Features(self._audio_stream(a), self._image_stream(v))
+        audio_pooled = self._audio_stream(a).mean(1) if contrastive else None  # [B, D]
+        image_pooled = self._image_stream(v).mean(1) if contrastive else None  # [B, D]
+        audio_prediction, image_prediction = self._decode(a, v, plans) if mae else (None, None)
+        return PretrainOutput(
+            audio_pooled,
+            image_pooled,
+            audio_prediction,
+            image_prediction,
+            audio_patches,
+            image_patches,
+            plans,
+        )
+
+    def features(self, audio: Tensor, images: Tensor) -> Features:
+        """Tokens of whole clips, unpooled, nothing hidden (spec/cav-mae.md 1.9, forward_feat)."""
+        return cast(Features, self(audio, images, None))
+
+    def unused_parameters(self, mae: bool, contrastive: bool) -> set[str]:
+        """Names of the parameters that no loss reaches when only some losses are on.
+
+        Freeze them: a gradient of zero instead of none makes Adam with weight decay erase them
+        (spec/cav-mae.md 6, trap 3).
+        """
+
+        def used(name: str) -> bool:
+            first, *rest = name.split(".")
+            norm = rest[1] if len(rest) > 1 else ""  # blocks_u.0.norm1_a.weight -> norm1_a
+            if norm.startswith("norm") and norm.endswith(("_a", "_v")):
+                return contrastive and first == "blocks_u"
+            if first in ("norm_a", "norm_v"):
+                return contrastive
+            if first.startswith("decoder_") or first in ("norm", "mask_token"):
+                return mae
+            return mae or not (first == "blocks_u" and norm.startswith("norm"))
+
+        return {name for name, _ in self.named_parameters() if not used(name)}
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights (spec/cav-mae.md 1.6); position tables stay as they are."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, PatchProjection):  # its bias keeps torch's default, as in the official model
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+        for token in (self.modality_a, self.modality_v, self.decoder_modality_a, self.decoder_modality_v):
+            nn.init.normal_(token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def _audio_tower(self, patches: Tensor, keep: Tensor | None) -> Tensor:
+        visible, position = _visible(patches, self.pos_embed_a, keep)
+        x = self.patch_embed_a["proj"](visible)
+        return run_blocks(self.blocks_a, x + position.to(x.dtype) + self.modality_a)
+
+    def _image_tower(self, patches: Tensor, keep: Tensor | None) -> Tensor:
+        visible, position = _visible(patches, self.pos_embed_v, keep)
+        x = self.patch_embed_v["proj"](visible)
+        return run_blocks(self.blocks_v, x + position.to(x.dtype) + self.modality_v)
+
+    def _audio_stream(self, a: Tensor) -> Tensor:
+        return self.norm_a(run_blocks(self.blocks_u, a, "a"))
+
+    def _image_stream(self, v: Tensor) -> Tensor:
+        return self.norm_v(run_blocks(self.blocks_u, v, "v"))
+
+    def _decode(self, a: Tensor, v: Tensor, plans: Plans) -> tuple[Tensor, Tensor]:
+        """Tower outputs [B, Ka, D], [B, Kv, D] to predictions [B, La, Pa], [B, Lv, Pv]."""
+        joint = self.norm(run_blocks(self.blocks_u, torch.cat([a, v], dim=1)))
+        x = self.decoder_embed(joint)  # [B, Ka + Kv, E]
+        visible_audio, visible_image = x.split([a.shape[1], v.shape[1]], dim=1)
+        full_audio = _unshuffle(visible_audio, self.mask_token, plans.audio)  # [B, La, E]
+        full_image = _unshuffle(visible_image, self.mask_token, plans.image)  # [B, Lv, E]
+        full_audio = full_audio + self.decoder_pos_embed_a.to(x.dtype) + self.decoder_modality_a
+        full_image = full_image + self.decoder_pos_embed_v.to(x.dtype) + self.decoder_modality_v
+        x = torch.cat([full_audio, full_image], dim=1)  # [B, La + Lv, E]
+        x = self.decoder_norm(run_blocks(self.decoder_blocks, x))
+        audio, image = x.split([self.audio_grid.patches, self.image_grid.patches], dim=1)
+        return self.decoder_pred_a(audio), self.decoder_pred_v(image)
+
+
+def count_parameters(cfg: ModelConfig) -> int:
+    """Parameters of the model of this size, fixed position tables included; allocates nothing."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CAVMAE(cfg).parameters())
+
+
+def _visible(patches: Tensor, positions: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Patches [B, K, P] that are seen and their rows [B or 1, K, D] of the position table [1, L, D]."""
+    if keep is None:
+        return patches, positions
+    return select(patches, keep), positions[0][keep]
+
+
+def _unshuffle(visible: Tensor, mask_token: Tensor, plan: MaskPlan) -> Tensor:
+    """Visible tokens [B, K, E] back in their places, mask tokens in all others: [B, L, E]."""
+    masked = mask_token.to(visible.dtype).expand(len(visible), plan.hidden.shape[1], -1)
+    return select(torch.cat([visible, masked], dim=1), plan.restore)

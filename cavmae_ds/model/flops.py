@@ -1,0 +1,75 @@
+"""Floating-point operations and activation sizes of CAV-MAE per clip, from its config alone.
+
+A multiply-add counts as 2; norms, GELU and softmax are left out. Source: spec/scale.md 2, whose base model
+takes 78.07 GFLOP forward and 233.8 GFLOP forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cavmae_ds.config import MaskConfig, ModelConfig
+from cavmae_ds.model.masking import kept_patches
+from cavmae_ds.model.patches import audio_grid, image_grid
+
+
+class _Stack(NamedTuple):
+    """Equal blocks that one stream of tokens runs through."""
+
+    depth: int
+    tokens: int
+    width: int
+
+
+def forward_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    """FLOPs of one forward pass of one clip, all parts on."""
+    blocks = sum(_stack_flops(stack, model.mlp_ratio) for stack in _stacks(model, mask))
+    return blocks + _patch_embed_flops(model) + _head_flops(model, mask)
+
+
+def training_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    """FLOPs of forward and backward of one clip: what MFU is reported against.
+
+    Backward costs twice the forward, less the gradient of the inputs, which nobody asks for.
+    """
+    return 3 * forward_flops(model, mask) - _patch_embed_flops(model)
+
+
+def token_width_sum(model: ModelConfig, mask: MaskConfig) -> int:
+    """Sum over all blocks that run of tokens x width, S: saved activations are a number of bytes times S."""
+    return sum(stack.depth * stack.tokens * stack.width for stack in _stacks(model, mask))
+
+
+def _stacks(model: ModelConfig, mask: MaskConfig) -> list[_Stack]:
+    audio = kept_patches(model.audio_patches, mask.audio_ratio)
+    image = kept_patches(model.image_patches, mask.image_ratio)
+    tower, shared, width = model.modality_specific_depth, model.shared_depth, model.embed_dim
+    return [
+        _Stack(tower, audio, width),
+        _Stack(tower, image, width),
+        _Stack(shared, audio + image, width),
+        _Stack(shared, audio, width),
+        _Stack(shared, image, width),
+        _Stack(model.decoder_depth, model.audio_patches + model.image_patches, model.decoder_embed_dim),
+    ]
+
+
+def _stack_flops(stack: _Stack, mlp_ratio: float) -> int:
+    hidden = int(stack.width * mlp_ratio)
+    linear = 2 * stack.tokens * stack.width * (4 * stack.width + 2 * hidden)  # qkv, projection, MLP
+    attention = 2 * 2 * stack.tokens**2 * stack.width  # scores, weighted sum of values
+    return stack.depth * (linear + attention)
+
+
+def _patch_embed_flops(model: ModelConfig) -> int:
+    """All patches, as the official model embeds them; ours embeds the visible ones only."""
+    grids = audio_grid(model), image_grid(model)
+    return sum(2 * grid.patches * grid.values * model.embed_dim for grid in grids)
+
+
+def _head_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    audio = kept_patches(model.audio_patches, mask.audio_ratio)
+    image = kept_patches(model.image_patches, mask.image_ratio)
+    embed = 2 * (audio + image) * model.embed_dim * model.decoder_embed_dim
+    grids = audio_grid(model), image_grid(model)
+    return embed + sum(2 * grid.patches * grid.values * model.decoder_embed_dim for grid in grids)

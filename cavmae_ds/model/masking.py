@@ -1,0 +1,103 @@
+"""Which patches the encoder sees. B clips, L patches, K kept ones; randomness comes in as uniform noise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cavmae_ds.clip_random import Stream, clip_uniform
+from cavmae_ds.config import MaskConfig, ModelConfig
+from cavmae_ds.errors import ConfigError
+from cavmae_ds.model.patches import Grid, audio_grid, image_grid
+
+
+class MaskPlan(NamedTuple):
+    """What happens to the patches of one modality; all int64 patch ids."""
+
+    keep: Tensor
+    """[B, K] visible patches, in the (shuffled) order in which the encoder sees them."""
+    hidden: Tensor
+    """[B, L - K] hidden patches, in shuffled order."""
+    restore: Tensor
+    """[B, L] where each patch went: cat(keep, hidden)[restore] counts 0, 1, 2, ..."""
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, L] float32 in the order of the patches: 1 is hidden, 0 visible."""
+        return torch.ones(self.restore.shape, device=self.restore.device).scatter(1, self.keep, 0.0)
+
+
+class Plans(NamedTuple):
+    """The plans of both modalities of a batch."""
+
+    audio: MaskPlan
+    image: MaskPlan
+
+
+def draw_plans(model: ModelConfig, mask: MaskConfig, seed: int, epoch: int | Tensor, clip_index: Tensor) -> Plans:
+    """The masks of the clips with the given indices: a pure function of seed, epoch and clip.
+
+    epoch is one number or int64 [B], clip_index is int64 [B]; the plans lie on clip_index's device.
+    """
+    audio, image = audio_grid(model), image_grid(model)
+    noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_MASK, audio.patches)  # [B, L]
+    column_count, row_count = structured_counts(mask.audio_mode, mask.audio_ratio, audio)
+    if column_count or row_count:
+        column_noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_COLUMNS, audio.columns)
+        row_noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_ROWS, audio.rows)
+        columns = column_noise.argsort(stable=True)[:, :column_count]
+        rows = row_noise.argsort(stable=True)[:, :row_count]
+        noise = structured(noise, columns, rows, audio)
+    image_noise = clip_uniform(seed, epoch, clip_index, Stream.IMAGE_MASK, image.patches)
+    return Plans(
+        audio=plan_from_noise(noise, kept_patches(audio.patches, mask.audio_ratio)),
+        image=plan_from_noise(image_noise, kept_patches(image.patches, mask.image_ratio)),
+    )
+
+
+def kept_patches(patches: int, ratio: float) -> int:
+    """Visible patches out of `patches` when the share `ratio` is hidden: int(L (1 - r)), spec/cav-mae.md 1.7.
+
+    Raises ConfigError when nothing would be hidden (the reconstruction loss would be 0/0) or nothing visible.
+    """
+    kept = int(patches * (1 - ratio))
+    if not 0 < kept < patches:
+        raise ConfigError(
+            f"the mask ratio must hide some of the {patches} patches and leave some visible, "
+            f"got {ratio}, which keeps {kept}; choose a ratio between 0 and 1"
+        )
+    return kept
+
+
+def plan_from_noise(noise: Tensor, kept: int) -> MaskPlan:
+    """Keep the `kept` patches with the smallest noise [B, L], in that order; equal noise goes by patch id."""
+    shuffle = noise.argsort(dim=1, stable=True)  # stable: the same plan on every device
+    return MaskPlan(keep=shuffle[:, :kept], hidden=shuffle[:, kept:], restore=shuffle.argsort(dim=1))
+
+
+def structured_counts(mode: str, ratio: float, grid: Grid) -> tuple[int, int]:
+    """Columns and rows to hide first in a mode: unstructured, time, freq or tf (spec/cav-mae.md 1.7)."""
+    if mode == "unstructured":
+        return 0, 0
+    if mode == "time":
+        return int(grid.columns * ratio), 0
+    if mode == "freq":
+        return 0, int(grid.rows * ratio)
+    if mode == "tf":
+        return int(grid.columns * ratio * 0.7), int(grid.rows * ratio * 0.7)
+    raise ConfigError(f"mask.audio_mode must be one of unstructured, time, freq, tf, got {mode!r}")
+
+
+def structured(noise: Tensor, columns: Tensor, rows: Tensor, grid: Grid) -> Tensor:
+    """Lift the noise [B, L] of whole columns [B, C] and rows [B, R] above every other draw, so they go first.
+
+    The share hidden stays that of the ratio, so structure is a preference: patches beyond it are hidden at
+    random, and where it asks for too many, random ones of the chosen are kept.
+    """
+    clips = len(noise)
+    in_column = noise.new_zeros(clips, grid.columns).scatter(1, columns, 1.0)
+    in_row = noise.new_zeros(clips, grid.rows).scatter(1, rows, 1.0)
+    chosen = torch.maximum(in_row[:, :, None], in_column[:, None, :])  # [B, rows, columns]
+    return noise + chosen.flatten(1)  # noise lies in [0, 1): adding 1 lifts it and keeps its order

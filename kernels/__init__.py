@@ -1,0 +1,1 @@
+"""Kernels: each file reads reference, Triton kernel, autograd, door. Imported as cavmae_ds.kernels."""

@@ -1,0 +1,144 @@
+"""The losses against their formulas, the official values, and one another across ranks."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from official import normals
+
+from cavmae_ds.config import ContrastiveConfig, LossConfig
+from cavmae_ds.losses import (
+    contrastive_loss,
+    masked_mse,
+    own_candidates,
+    pretrain_losses,
+    unit_rows,
+)
+from cavmae_ds.model.cavmae import PretrainOutput
+from cavmae_ds.model.masking import Plans, plan_from_noise
+
+
+def make_output(clips: int = 3, dtype: torch.dtype = torch.float32) -> PretrainOutput:
+    """What a model might hand over, with gradients."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(clips, *shape, generator=random, dtype=dtype)
+
+    plans = Plans(plan_from_noise(draw(8), 2), plan_from_noise(draw(6), 3))
+    leaves = [x.requires_grad_() for x in (draw(12), draw(12), draw(8, 4), draw(6, 5))]
+    return PretrainOutput(*leaves, draw(8, 4), draw(6, 5), plans)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_masked_mse_is_its_formula_patch_by_patch(normalise):
+    prediction, patches = torch.randn(2, 5, 7, dtype=torch.float64), torch.randn(2, 5, 7, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
+    errors = []
+    for clip, patch in mask.nonzero().tolist():
+        target = patches[clip, patch].tolist()
+        if normalise:
+            mean = sum(target) / 7
+            variance = sum((x - mean) ** 2 for x in target) / 6
+            target = [(x - mean) / math.sqrt(variance + 1e-6) for x in target]
+        guess = prediction[clip, patch].tolist()
+        errors.append(sum((a - b) ** 2 for a, b in zip(guess, target, strict=True)) / 7)
+    assert masked_mse(prediction, patches, mask, normalise).item() == pytest.approx(sum(errors) / 4, rel=1e-12)
+
+
+def test_visible_patches_have_no_part_in_the_loss_or_its_gradient():
+    prediction = torch.randn(2, 5, 7, requires_grad=True)
+    patches, mask = torch.randn(2, 5, 7), torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
+    loss = masked_mse(prediction, patches, mask, normalise=True)
+    loss.backward()
+    elsewhere = torch.where(mask[..., None] == 1, patches, 100.0)
+    assert masked_mse(prediction, elsewhere, mask, normalise=True) == loss
+    assert torch.equal(prediction.grad.abs().sum(-1) > 0, mask == 1)
+
+
+def test_a_bf16_prediction_is_compared_in_float32():
+    prediction = torch.randn(2, 5, 7).bfloat16()
+    patches, mask = torch.randn(2, 5, 7), torch.ones(2, 5)
+    loss = masked_mse(prediction, patches, mask, normalise=False)
+    assert loss.dtype == torch.float32
+    assert loss == masked_mse(prediction.float(), patches, mask, normalise=False)
+
+
+def test_the_contrastive_loss_looks_from_image_to_sound_as_officially():
+    audio = normals(3, 6, 768)
+    image = normals(4, 6, 768) + 0.2 * audio
+    a, v = unit_rows(audio), unit_rows(image)
+    one_way, _ = contrastive_loss(a, v, a, None, 0, temperature=0.05, direction="v2a")
+    other_way, _ = contrastive_loss(v, a, v, None, 0, temperature=0.05, direction="v2a")
+    both, _ = contrastive_loss(a, v, a, v, 0, temperature=0.05, direction="both")
+    got = [one_way.item(), both.item(), other_way.item()]
+    assert got == pytest.approx([0.159738, 0.163564, 0.167390], abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ranks=st.integers(1, 4), each=st.integers(1, 4), direction=st.sampled_from(["v2a", "both"]))
+def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch(ranks, each, direction):
+    audio = unit_rows(torch.randn(ranks * each, 16, dtype=torch.float64))
+    image = unit_rows(torch.randn(ranks * each, 16, dtype=torch.float64))
+    whole = contrastive_loss(audio, image, audio, image, 0, 0.05, direction)
+    parts = [
+        contrastive_loss(audio[r : r + each], image[r : r + each], audio, image, r, 0.05, direction)
+        for r in range(0, ranks * each, each)
+    ]
+    mean = torch.tensor(parts, dtype=torch.float64).mean(0)
+    torch.testing.assert_close(mean, torch.stack(whole))
+
+
+def test_accuracy_is_the_share_of_images_that_find_their_sound():
+    audio = torch.eye(4)
+    image = audio[[0, 1, 3, 2]]
+    _, accuracy = contrastive_loss(audio, image, audio, image, 0, 0.05, "v2a")
+    assert accuracy == 0.5
+
+
+def test_unit_rows_have_length_one_in_float32_whatever_the_scale():
+    rows = unit_rows(torch.randn(5, 768).bfloat16() * torch.logspace(-3, 3, 5)[:, None].bfloat16())
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("direction", ["v2a", "both"])
+def test_gradients_are_the_finite_differences(direction):
+    output = make_output(dtype=torch.float64)
+
+    def total(*leaves: torch.Tensor) -> torch.Tensor:
+        moved = PretrainOutput(*leaves, *output[4:])
+        weights = LossConfig(contrastive_weight=0.5)
+        contrastive = ContrastiveConfig(direction=direction, temperature=0.5)
+        return pretrain_losses(moved, own_candidates(moved), weights, contrastive).total
+
+    assert torch.autograd.gradcheck(total, output[:4])
+
+
+def test_the_total_is_the_weighted_sum_and_the_parts_are_unweighted():
+    output = make_output()
+    weights = LossConfig(mae_weight=3.0, contrastive_weight=0.25)
+    losses = pretrain_losses(output, own_candidates(output), weights, ContrastiveConfig())
+    plain = pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig())
+    expected = 3 * (losses.mae_audio + losses.mae_image) + 0.25 * losses.contrastive
+    torch.testing.assert_close(losses.total, expected)
+    assert losses[1:] == plain[1:]
+
+
+def test_a_loss_of_weight_zero_needs_no_output_and_counts_nothing():
+    output = make_output()
+    without_decoder = output._replace(audio_prediction=None, image_prediction=None)
+    contrastive_only = LossConfig(mae_weight=0.0, contrastive_weight=1.0)
+    losses = pretrain_losses(without_decoder, own_candidates(output), contrastive_only, ContrastiveConfig())
+    assert losses.total == losses.contrastive > 0 == losses.mae_audio == losses.mae_image
+    without_pooled = output._replace(audio_pooled=None, image_pooled=None)
+    losses = pretrain_losses(without_pooled, None, LossConfig(contrastive_weight=0.0), ContrastiveConfig())
+    assert losses.total == losses.mae_audio + losses.mae_image > 0 == losses.contrastive
+
+
+def test_an_unknown_direction_is_refused():
+    rows = torch.eye(2)
+    with pytest.raises(ValueError, match="'v2a' or 'both', got 'a2v'"):
+        contrastive_loss(rows, rows, rows, rows, 0, 0.05, "a2v")
