@@ -1,0 +1,127 @@
+"""From a folder, a list or a table to the videos it names, each with its clip id and class ids."""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from cavmae_ds.data.rejects import ClipRejected, RejectCode
+from cavmae_ds.errors import DataError
+
+MEDIA_SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+CSV_COLUMNS = ("path", "labels")
+
+
+Row = tuple[str, tuple[str, ...]]  # a path as written, and its class names
+
+
+@dataclass(frozen=True)
+class Input:
+    """One video to prepare. `source` is its name as the folder, list or table gives it."""
+
+    clip_id: str
+    source: str
+    path: Path
+    labels: tuple[int, ...] = ()
+    rejected: ClipRejected | None = None  # already known without opening the file
+
+
+def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Input], tuple[str, ...]]:
+    """All inputs sorted by clip id, and the class names that their label numbers stand for.
+
+    A folder is searched recursively for MEDIA_SUFFIXES (hidden names are skipped). A .txt holds one path a
+    line; a .csv has the columns path and, if wanted, labels (class names separated by ";"). Their relative
+    paths start at their own folder. `classes` fixes the numbering; without it the names are sorted.
+    Raises DataError when the source or a label in it makes no sense.
+    """
+    rows: list[Row]
+    if source.is_dir():
+        rows = [(name, ()) for name in _media_below(source)]
+        root = source
+    elif source.is_file() and source.suffix.lower() in (".txt", ".csv"):
+        rows = _table_rows(source) if source.suffix.lower() == ".csv" else _list_rows(source)
+        root = source.parent
+    else:
+        raise DataError(f"{source} is neither a folder nor a .txt or .csv list of videos; correct the path")
+    if not rows:
+        raise DataError(f"{source} names no video; known suffixes are {' '.join(MEDIA_SUFFIXES)}")
+
+    names = tuple(classes) if classes is not None else tuple(sorted({name for _, row in rows for name in row}))
+    number = {name: k for k, name in enumerate(names)}
+    if len(number) < len(names):
+        raise DataError(f"the class list names a class twice among its {len(names)} lines; remove the copy")
+    inputs = []
+    for name, labels in rows:
+        if unknown := [label for label in labels if label not in number]:
+            raise DataError(f"{source}: {name} has the label {unknown[0]!r}, which the class list lacks")
+        inputs.append(_input(root, name, tuple(sorted({number[label] for label in labels}))))
+    inputs.sort(key=lambda item: (item.clip_id, item.source))
+    return list(_without_duplicates(inputs)), names
+
+
+def _input(root: Path, name: str, labels: tuple[int, ...]) -> Input:
+    path = Path(os.path.normpath((root / name).absolute()))
+    shown = PurePosixPath(name)
+    if shown.is_absolute() and path.is_relative_to(root.absolute()):
+        shown = PurePosixPath(path.relative_to(root.absolute()))
+    clip_id = str(shown.with_suffix("")).lstrip("/")
+    printable = clip_id.encode("utf-8", "backslashreplace").decode()
+    rejected = None
+    if printable != clip_id:
+        rejected = ClipRejected(RejectCode.UNREADABLE, "the name is not valid UTF-8")
+    return Input(printable, name.encode("utf-8", "backslashreplace").decode(), path, labels, rejected)
+
+
+def _without_duplicates(inputs: list[Input]) -> Iterator[Input]:
+    """The first of several inputs with one clip id stays; the others are marked as rejected."""
+    first = None
+    for item in inputs:
+        if first and item.clip_id == first.clip_id:
+            detail = f"the clip {item.clip_id} already comes from {first.source}"
+            item = replace(item, rejected=ClipRejected(RejectCode.DUPLICATE_ID, detail))
+        else:
+            first = item
+        yield item
+
+
+def _media_below(root: Path) -> Iterator[str]:
+    """Names relative to root. Links to folders are followed, but no folder is entered twice."""
+    entered = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in entered:
+            subfolders.clear()
+            continue
+        entered.add(real)
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _list_rows(path: Path) -> list[Row]:
+    # A "#" may begin a file name and a space may end it: neither is interpreted.
+    lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
+    return [(line, ()) for line in (line.rstrip("\r") for line in lines) if line.strip()]
+
+
+def _table_rows(path: Path) -> list[Row]:
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        table = csv.DictReader(file, strict=True)
+        columns = table.fieldnames or []
+        if "path" not in columns or not set(columns) <= set(CSV_COLUMNS):
+            raise DataError(f"{path} has the columns {','.join(columns)}; allowed are path,labels or path alone")
+        try:
+            for row in table:
+                if not row["path"] or None in row or None in row.values():
+                    raise DataError(f"{path} line {table.line_num} has no path or not {len(columns)} fields")
+                labels = (label.strip() for label in row.get("labels", "").split(";"))
+                rows.append((row["path"], tuple(label for label in labels if label)))
+        except csv.Error as error:
+            raise DataError(f"{path} line {table.line_num} is not valid CSV: {error}") from error
+    return rows

@@ -1,0 +1,171 @@
+"""What one clip looks like in a shard, and what the manifest beside the shards says.
+
+Letters: n = sound samples of a clip; H, W = height and width of a frame in pixels.
+Source of the columns: spec data-path.md section 5.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cavmae_ds.errors import DataError
+
+SCHEMA_VERSION: Literal[1] = 1
+AUDIO_RATE_HZ = 16_000
+CLIP_SECONDS = 10.0
+FRAMES_PER_CLIP = 10
+
+MDS_COLUMNS = {
+    "clip_id": "str",
+    "source": "str",
+    "start_s": "float64",
+    "audio": "bytes",
+    "n_samples": "uint32",
+    "frames": "bytes",
+    "frame_offsets": f"ndarray:uint32:{FRAMES_PER_CLIP + 1}",
+    "frame_times": f"ndarray:float32:{FRAMES_PER_CLIP}",
+    "labels": "bytes",  # MDS cannot hold an empty ndarray, and a clip may have no label
+    "flags": "uint16",
+}
+
+
+class ClipFlag(IntFlag):
+    """What is unusual about a clip that was kept all the same."""
+
+    SHORT = 1  # sound or picture covers less than 95 % of the clip length
+    SILENT = 2  # every sample is zero
+    ROTATED = 4  # the container asked for a rotation, which was applied
+    AV_OFFSET_FILLED = 8  # silence stands where the sound track had a gap or began late
+    REPEATED_FRAMES = 16  # one source frame was on screen at more than one of the ten times
+    SOME_CORRUPT_FRAMES = 32  # some packets did not decode; none of those frames was chosen
+    VARIABLE_RATE = 64  # frames are not equally spaced in time
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip as it is stored.
+
+    audio: int16 [n], mono at AUDIO_RATE_HZ, never padded.
+    frames: FRAMES_PER_CLIP JPEG files; frame_times: presentation time of each, seconds from clip start.
+    labels: int32 [any], class ids. start_s: where the clip begins in its source, seconds.
+    """
+
+    clip_id: str
+    source: str
+    start_s: float
+    audio: np.ndarray
+    frames: tuple[bytes, ...]
+    frame_times: tuple[float, ...]
+    labels: np.ndarray
+    flags: ClipFlag
+
+    def to_mds(self) -> dict[str, Any]:
+        """The sample for `MDSWriter(columns=MDS_COLUMNS)`."""
+        offsets = np.cumsum([0, *map(len, self.frames)], dtype=np.uint32)  # [FRAMES_PER_CLIP + 1]
+        return {
+            "clip_id": self.clip_id,
+            "source": self.source,
+            "start_s": self.start_s,
+            "audio": self.audio.astype("<i2").tobytes(),
+            "n_samples": len(self.audio),
+            "frames": b"".join(self.frames),
+            "frame_offsets": offsets,
+            "frame_times": np.array(self.frame_times, np.float32),
+            "labels": self.labels.astype("<i4").tobytes(),
+            "flags": int(self.flags),
+        }
+
+
+def audio_of(sample: Mapping[str, Any]) -> np.ndarray:
+    """Sound of an MDS sample: int16 [n], read-only. Raises DataError when its length is not n_samples."""
+    audio, expected = sample["audio"], int(sample["n_samples"])
+    if len(audio) != 2 * expected:
+        raise _damaged(sample, f"has {len(audio)} bytes of sound, expected {2 * expected}")
+    return np.frombuffer(audio, "<i2")
+
+
+def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
+    """JPEG file of frame k, 0 <= k < FRAMES_PER_CLIP. Raises DataError when the offsets do not fit."""
+    if not 0 <= k < FRAMES_PER_CLIP:
+        raise IndexError(f"frame {k} of a clip of {FRAMES_PER_CLIP}")
+    start, stop = (int(offset) for offset in sample["frame_offsets"][k : k + 2])
+    if not start < stop <= len(sample["frames"]):
+        raise _damaged(
+            sample, f"keeps frame {k} at bytes {start} to {stop} of {len(sample['frames'])}, which cannot be"
+        )
+    return sample["frames"][start:stop]
+
+
+def decode_frame(jpeg: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] RGB; grey and CMYK files are converted.
+
+    Raises DataError for anything but a whole JPEG file: a truncated one is never completed with grey.
+    """
+    try:
+        if simplejpeg.decode_jpeg_header(jpeg, strict=True)[2] in ("CMYK", "YCCK"):
+            with Image.open(io.BytesIO(jpeg)) as image:  # libjpeg-turbo has no CMYK to RGB
+                return np.asarray(image.convert("RGB"))
+        return simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"a frame of {len(jpeg)} bytes is not a whole JPEG file ({error}); prepare this data set again"
+        ) from error
+
+
+def frame_of(sample: Mapping[str, Any], k: int) -> np.ndarray:
+    """Frame k of an MDS sample: uint8 [H, W, 3]. Raises DataError naming the clip when damaged."""
+    jpeg = frame_jpeg(sample, k)
+    try:
+        return decode_frame(jpeg)
+    except DataError as error:
+        raise _damaged(sample, f"keeps a frame {k} that does not decode: {error.__cause__}") from error
+
+
+def labels_of(sample: Mapping[str, Any]) -> np.ndarray:
+    """Class ids: int32 [any], maybe none. Raises DataError when the bytes are no whole numbers."""
+    if len(sample["labels"]) % 4:
+        raise _damaged(sample, f"has {len(sample['labels'])} bytes of labels, expected a multiple of 4")
+    return np.frombuffer(sample["labels"], "<i4")
+
+
+def _damaged(sample: Mapping[str, Any], what: str) -> DataError:
+    return DataError(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
+
+
+class Manifest(BaseModel):
+    """manifest.json: how every clip of a data set was made, and how many there are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    audio_codec: Literal["pcm16"] = "pcm16"
+    audio_rate_hz: int = AUDIO_RATE_HZ
+    channel: Literal["first", "mean"]
+    clip_seconds: float
+    frame_size: int  # pixels, height = width
+    frames_per_clip: int = FRAMES_PER_CLIP
+    jpeg_quality: int
+    classes: tuple[str, ...]  # label k of a clip means classes[k]
+    clips: int
+    rejected: dict[str, int]  # inputs turned away, by RejectCode
+    tool_versions: dict[str, str]
+
+    @classmethod
+    def read(cls, content: bytes) -> "Manifest":
+        """Parses manifest.json. Raises DataError naming the field that does not fit."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(
+                f"manifest.json does not describe a data set of this version: {where}: {first['msg']}, "
+                f"got {str(first.get('input'))[:80]!r}; prepare the data set again"
+            ) from error

@@ -1,0 +1,33 @@
+"""What decides the content of a prepared data set, beside its inputs.
+
+Kept apart from the code that acts on it: decoding processes load this and not the shard writer.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cavmae_ds.data.schema import CLIP_SECONDS
+
+MIN_COMMON_SECONDS = 1.0  # sound and picture must be there together for so long
+
+
+class ClipSettings(BaseModel):
+    """How a clip is cut, scaled and stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frame_size: int = Field(default=224, ge=16, le=1024)  # pixels, height = width
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    clip_seconds: float = Field(default=CLIP_SECONDS, ge=MIN_COMMON_SECONDS, le=30.0)
+    channel: Literal["first", "mean"] = "first"
+    keep_silent: bool = False
+    max_frame_pixels: int = Field(default=7680 * 4320, ge=1)
+
+
+class PrepareSettings(ClipSettings):
+    """The same for a whole data set."""
+
+    time_limit_s: float = Field(default=60.0, gt=0)  # for one input
+    inputs_per_part: int = Field(default=256, ge=1)  # also the most work a kill can lose
+    classes: tuple[str, ...] | None = None  # fixes the numbers of the labels; None: sorted names

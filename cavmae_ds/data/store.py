@@ -1,0 +1,206 @@
+"""Where a data set lives: a local folder or an s3:// prefix, behind the few operations we need.
+
+An object is whole or absent in both: local files are renamed into place after fsync, S3 does it anyway.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from cavmae_ds.errors import DataError
+
+
+class Store(Protocol):
+    """Objects by name below one root. Names are relative, with "/" between folders."""
+
+    url: str
+
+    def names(self, prefix: str) -> list[str]:
+        """All objects whose names begin with `prefix`, sorted."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def get_bytes(self, name: str) -> bytes:
+        """Content of an object. Raises DataError naming it when it is not there."""
+        ...
+
+    def put_bytes(self, name: str, content: bytes) -> None: ...
+
+    def put_folder(self, name: str, folder: Path, last: str) -> None:
+        """Publishes the files of a finished folder, the file `last` never before the others."""
+        ...
+
+    def building(self) -> AbstractContextManager[Path]:
+        """An empty folder to build in, gone afterwards. Local data sets refuse a second builder."""
+        ...
+
+
+def open_store(url: str | Path) -> Store:
+    """The store at a local path or at s3://bucket/prefix.
+
+    S3 finds its endpoint in S3_ENDPOINT_URL, as streaming does, and its credentials in boto3's own chain.
+    Raises DataError for another scheme, a missing bucket, refused credentials or a silent endpoint.
+    """
+    parsed = urlparse(str(url))
+    if parsed.scheme == "s3" and parsed.netloc:
+        return S3Store(parsed.netloc, parsed.path.strip("/"))
+    if "://" in str(url):
+        raise DataError(f"the address {url} is not supported; give a local folder or s3://bucket/prefix")
+    return LocalStore(Path(url))
+
+
+class LocalStore:
+    """A folder. It is created by the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = str(root)
+
+    def names(self, prefix: str) -> list[str]:
+        files = (path for path in self.root.rglob("*") if path.is_file())
+        names = (path.relative_to(self.root).as_posix() for path in files)
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def get_bytes(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(self.url, name) from error
+        except OSError as error:
+            raise DataError(f"{self.root / name} cannot be read: {error.strerror}") from error
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.write_bytes(content)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+
+    def put_folder(self, name: str, folder: Path, last: str) -> None:
+        for file in folder.iterdir():
+            _sync(file)
+        _sync(folder)
+        folder.replace(self.root / name)  # all files at once, so `last` needs no care here
+        _sync(self.root)
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        folder = self.root / ".building"
+        with ExitStack() as undo:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.root, os.O_RDONLY)
+                undo.callback(os.close, lock)  # the lock goes with it, and with a process that dies
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+                folder.mkdir()
+                undo.callback(shutil.rmtree, folder)
+            except BlockingIOError as error:
+                raise DataError(f"another process is writing to {self.url}; wait for it or stop it") from error
+            except OSError as error:
+                raise DataError(f"{self.url} cannot be written: {error.strerror}") from error
+            yield folder
+
+
+class S3Store:
+    """A prefix in a bucket. The bucket must be there; it is asked for at once, so mistakes show early."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        import boto3  # half a second to import, and only needed here
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        self.bucket, self.prefix = bucket, prefix
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 3})
+        try:
+            endpoint = os.environ.get("S3_ENDPOINT_URL") or None
+            self._client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise DataError(f"{self.url} cannot be reached: {error}") from error
+        with self._plain_errors():
+            self._client.head_bucket(Bucket=bucket)
+
+    def names(self, prefix: str) -> list[str]:
+        start = len(self._key(""))
+        with self._plain_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            return sorted(entry["Key"][start:] for page in pages for entry in page.get("Contents", []))
+
+    def exists(self, name: str) -> bool:
+        return name in self.names(name)
+
+    def get_bytes(self, name: str) -> bytes:
+        with self._plain_errors(name):
+            return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        with self._plain_errors(name):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
+
+    def put_folder(self, name: str, folder: Path, last: str) -> None:
+        for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
+            target = f"{name}/{file.name}"
+            with self._plain_errors(target):
+                self._client.upload_file(str(file), self.bucket, self._key(target))
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="cavmae-building-") as folder:
+            yield Path(folder)
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    @contextmanager
+    def _plain_errors(self, name: str = "") -> Iterator[None]:
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            raise self._explained(error.response, name) from error
+        except S3UploadFailedError as error:
+            raise DataError(f"{self.url}/{name} could not be written: {error}") from error
+        except BotoCoreError as error:  # no credentials, nobody at the endpoint, a time-out
+            endpoint = os.environ.get("S3_ENDPOINT_URL") or "the AWS endpoint"
+            raise DataError(
+                f"{self.url} cannot be reached at {endpoint}: {error}; "
+                "check S3_ENDPOINT_URL and that credentials are configured"
+            ) from error
+
+    def _explained(self, response: Any, name: str) -> DataError:
+        code = str(response.get("Error", {}).get("Code"))
+        if code == "NoSuchBucket" or (code == "404" and not name):
+            return DataError(f"the bucket {self.bucket} does not exist; create it or correct the address")
+        if code in ("404", "NoSuchKey"):
+            return _missing(self.url, name)
+        if code in ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            return DataError(f"access to {self.url} was refused ({code}); check the credentials and what they may do")
+        return DataError(f"{self.url}/{name} failed with {code}: {response['Error'].get('Message')}")
+
+
+def _missing(url: str, name: str) -> DataError:
+    return DataError(f"{name} is missing in {url}; it is written by `cavmae prepare` when all has gone well")
+
+
+def _sync(path: Path) -> None:
+    """Makes a file or a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What a pretrained model is good for: retrieval, pictures of reconstructions."""

@@ -1,0 +1,137 @@
+"""`cavmae evaluate`, `cavmae inpaint`, `cavmae report`: what a run folder can show. Heavy imports when they run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
+SHARDS = typer.Option(help="Folder or s3:// address of the clips, as `cavmae prepare` wrote them.")
+SCORES = "retrieval.json"
+
+console = Console(soft_wrap=True)
+
+
+def evaluate(run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS]) -> None:
+    """Score cross-modal retrieval: find the frame of a sound, and the sound of a frame.
+
+    Every clip is used once, unmasked, with its middle frame. Writes RUN_DIR/retrieval.json.
+
+    \b
+    Example:
+      cavmae evaluate runs/quickstart --data quickstart/shards/eval
+    """
+    import torch
+
+    from cavmae_ds.evaluate.pretrained import evaluation_batches, load_pretrained, pooled_features
+    from cavmae_ds.evaluate.retrieval import retrieval_scores
+
+    pretrained = load_pretrained(run_dir)
+    audio, image, labels = [], [], []
+    for batch in track(evaluation_batches(pretrained, data), "features", console=Console(stderr=True), transient=True):
+        sounds, frames = pooled_features(pretrained, batch)
+        audio.append(sounds)
+        image.append(frames)
+        labels += batch.labels
+    scores = retrieval_scores(torch.cat(audio), torch.cat(image), labels)
+    values = scores._asdict() | {
+        "data": data,
+        "audio_to_image": scores.audio_to_image._asdict(),
+        "image_to_audio": scores.image_to_audio._asdict(),
+    }
+    (run_dir / SCORES).write_text(json.dumps(values, indent=1))
+    console.print(_retrieval_table(values))
+
+
+def inpaint(
+    run_dir: Annotated[Path, RUN_DIR],
+    data: Annotated[str, SHARDS],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("reconstructions.png"),
+    clips: Annotated[int, typer.Option(min=1, max=32, help="Rows of the picture.")] = 6,
+) -> None:
+    """Draw what the model makes of clips it sees and hears only in part.
+
+    Frame and log-mel: as given, what was left of them, and rebuilt. The clips are spread over the data set.
+
+    \b
+    Example:
+      cavmae inpaint runs/quickstart --data quickstart/shards/eval --out reconstructions.png
+    """
+    from cavmae_ds.evaluate.pictures import draw_reconstructions
+    from cavmae_ds.evaluate.pretrained import load_pretrained, reconstruct, spread_clips
+
+    pretrained = load_pretrained(run_dir)
+    output = reconstruct(pretrained, spread_clips(pretrained, data, clips))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_reconstructions(output, pretrained.cfg, clips).savefig(out, dpi=110)
+    console.print(f"{clips} clips drawn in {out}")
+
+
+def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
+    """Sum up a run: losses, retrieval, speed, where everything is, and what to type next.
+
+    \b
+    Example:
+      cavmae report runs/quickstart
+    """
+    from cavmae_ds.checkpoint import whole_checkpoints
+    from cavmae_ds.evaluate.curves import read_curves
+
+    curves = read_curves(run_dir)
+    table = Table("what", "value", title=f"{run_dir}", title_justify="left")
+    for tag in ("loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive"):
+        points = [curves[tag][step] for step in sorted(curves[tag])]
+        table.add_row(f"{tag}, first and last", f"{points[0]:.3f} -> {points[-1]:.3f}")
+    table.add_row("steps", str(max(curves["loss/total"])))
+    rate = statistics.median(curves["perf/clips_per_second"].values())
+    table.add_row("clips/s, median", f"{rate:.0f}")
+    if (run_dir / SCORES).is_file():
+        scores = json.loads((run_dir / SCORES).read_text())
+        for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
+            table.add_row(f"{name} retrieval", _beside_chance(scores, direction))
+    table.add_section()
+    table.add_row("checkpoint", str(whole_checkpoints(run_dir)[-1]))
+    table.add_row("TensorBoard logs", str(run_dir / "tensorboard"))
+    picture = run_dir / "reconstructions.png"
+    if picture.is_file():
+        table.add_row("picture", str(picture))
+    console.print(table)
+    console.print(
+        "Next:\n"
+        "  source .venv/bin/activate\n"
+        f"  tensorboard --logdir {run_dir}                      # curves and pictures of reconstructions\n"
+        "  cavmae prepare MY_VIDEOS/ --out shards/mine         # your own clips (also s3://bucket/prefix)\n"
+        "  python launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine --dry-run --ranks 8\n"
+        "  deepspeed launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine"
+    )
+
+
+def _retrieval_table(scores: dict[str, Any]) -> Table:
+    table = Table("", "R@1", "R@5", "R@10", "median rank", "class P@1", title=f"retrieval among {scores['pool']} clips")
+    for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
+        row = scores[direction]
+        recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]
+        table.add_row(name, *recalls, f"{row['median_rank']:.0f}", _share(row["class_precision_at_1"]))
+    pool = scores["pool"]
+    chances = [f"{min(1.0, k / pool):.1%}" for k in (1, 5, 10)]
+    table.add_row("chance", *chances, f"{(pool + 1) / 2:.0f}", _share(scores["chance_class_precision_at_1"]))
+    return table
+
+
+def _beside_chance(scores: dict[str, Any], direction: str) -> str:
+    row = scores[direction]
+    text = f"R@1 {row['recall_at_1']:.1%} (chance {scores['chance_recall_at_1']:.1%})"
+    if row["class_precision_at_1"] is not None:
+        text += f", class P@1 {row['class_precision_at_1']:.1%} (chance {scores['chance_class_precision_at_1']:.1%})"
+    return text
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

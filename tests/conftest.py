@@ -1,0 +1,33 @@
+"""Shared fixtures: real shards made from real videos."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.s3_server import s3_bucket, s3_server  # noqa: F401  one server for the whole session
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory):
+    """24 one-second clips of 4 classes as shards with frames of 64 pixels."""
+    from cavmae_ds.data.prepare import PrepareSettings, prepare
+    from cavmae_ds.data.synthetic import synthesize
+
+    folder = tmp_path_factory.mktemp("tiny")
+    synthesize(folder / "videos", clips=24, classes=4, seconds=1.2, size=64, eval_share=0)
+    prepare(folder / "videos" / "train.csv", str(folder / "shards"), PrepareSettings(frame_size=64), workers=2)
+    return folder / "shards"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU says so and steps aside where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
