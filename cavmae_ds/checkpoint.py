@@ -1,0 +1,177 @@
+"""Checkpoints: a folder `step-00000120` is whole or it is not there.
+
+Every rank writes its shards under `step-00000120.partial`, the first rank the whole weights beside them; when all are
+done it lists the files in a manifest, flushes everything to disk and renames the folder. Nothing else says which
+checkpoint is the latest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cavmae_ds.config import RunConfig
+from cavmae_ds.distributed import World, barrier, from_first_rank
+from cavmae_ds.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+_PARTIAL = ".partial"
+
+
+def checkpoint_root(run_dir: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    folders = checkpoint_root(run_dir).glob("step-*")
+    return sorted(folder for folder in folders if folder.suffix != _PARTIAL and (folder / MANIFEST).is_file())
+
+
+def save(engine: Any, cfg: RunConfig, world: World, step: int) -> None:
+    """Save model, optimizer and schedule after `step` optimizer steps; then drop all but the newest keep_last."""
+    root = checkpoint_root(cfg.run_dir)
+    final = root / f"step-{step:08d}"
+    partial = final.with_name(final.name + _PARTIAL)
+    if world.is_first:
+        _remove_leftovers(root)
+    barrier()
+    engine.save_checkpoint(str(root), tag=partial.name, client_state={"step": step}, save_latest=False)
+    weights = full_weights(engine, world)
+    if world.is_first:  # for everybody who only reads: no DeepSpeed, no pickle
+        save_file(weights, partial / WEIGHTS, metadata={"model": cfg.model.model_dump_json()})
+    barrier()  # rank 0 may finish long before the others
+    if world.is_first:
+        _write_manifest(partial, cfg, world, step)
+        partial.rename(final)
+        _flush(root)
+        for old in whole_checkpoints(cfg.run_dir)[: -cfg.checkpoint.keep_last]:
+            _remove(old)
+    barrier()
+
+
+def resume(engine: Any, cfg: RunConfig, world: World) -> int:
+    """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
+
+    Raises CheckpointError if it was made for another model, seed or batch, or by another number of ranks.
+    """
+    latest = from_first_rank(whole_checkpoints(cfg.run_dir)[-1:])
+    if not latest:
+        return 0
+    manifest = json.loads((latest[0] / MANIFEST).read_text())
+    _check_fits(manifest, cfg, world, latest[0])
+    loaded, state = engine.load_checkpoint(str(latest[0].parent), tag=latest[0].name)
+    if loaded is None:  # DeepSpeed reports a missing folder by returning nothing
+        raise CheckpointError(f"checkpoint {str(latest[0])!r} could not be loaded")
+    log.info("resumed from %s", latest[0])
+    return int(state["step"])
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a start in this folder would be a resume."""
+    return bool(whole_checkpoints(run_dir))
+
+
+def read_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The newest checkpoint's weights under official names, whole, float32."""
+    found = whole_checkpoints(run_dir)
+    if not found:
+        raise CheckpointError(f"run folder {str(run_dir)!r} holds no checkpoint; pretrain first or give another folder")
+    return load_file(found[-1] / WEIGHTS)
+
+
+def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
+    """Every parameter whole and in float32, on the first rank's CPU; the other ranks help and get nothing.
+
+    Gathered one at a time, from the optimizer's fp32 masters where there are any.
+    """
+    import deepspeed
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        whole = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if whole is None:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = parameter.detach().float().clone()
+        if world.is_first:
+            weights[name] = whole.detach().cpu().clone()
+    return weights
+
+
+def _identity(cfg: RunConfig) -> dict[str, Any]:
+    """What must be the same for a resume to continue the same run."""
+    train = cfg.train
+    return {"model": cfg.model.model_dump(mode="json"), "seed": train.seed, "global_batch": train.global_batch,
+            "precision": train.precision}  # fmt: skip
+
+
+def _write_manifest(folder: Path, cfg: RunConfig, world: World, step: int) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "step": step,
+        "clips_seen": step * cfg.train.global_batch,
+        "ranks": world.size,
+        "identity": _identity(cfg),
+        "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*files, folder / MANIFEST, folder):
+        _flush(path)
+
+
+def _check_fits(manifest: dict[str, Any], cfg: RunConfig, world: World, folder: Path) -> None:
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {name} is missing or not {size} bytes long")
+    if manifest["ranks"] != world.size:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} was saved by {manifest['ranks']} ranks, this run has {world.size}; "
+            f"start {manifest['ranks']} ranks or choose another run_dir"
+        )
+    for key, now in _identity(cfg).items():
+        saved = manifest["identity"][key]
+        if saved != now:
+            differs = _difference(key, saved, now)
+            raise CheckpointError(
+                f"checkpoint {str(folder)!r} belongs to another run ({differs}); restore it or choose another run_dir"
+            )
+
+
+def _difference(key: str, saved: Any, now: Any) -> str:
+    if isinstance(saved, dict):
+        return ", ".join(f"{key}.{k} was {saved.get(k)}, now {v}" for k, v in now.items() if saved.get(k) != v)
+    return f"train.{key} was {saved}, now {now}"
+
+
+def _remove_leftovers(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(f"step-*{_PARTIAL}"):
+        shutil.rmtree(leftover)
+
+
+def _remove(folder: Path) -> None:
+    """Rename first: a kill in the middle of deleting must not leave half a checkpoint under a whole one's name."""
+    doomed = folder.with_name(folder.name + _PARTIAL)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _flush(path: Path) -> None:
+    """Make a file's content, or a folder's list of names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

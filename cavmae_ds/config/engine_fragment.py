@@ -1,0 +1,86 @@
+"""ds_configs/*.json: engine mechanics only. Whatever the run file owns is refused here by name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.errors import ConfigError
+
+RUN_OWNS = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "optim.clip_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "data_types": "train.precision",
+    "tensorboard": "monitor",
+    "steps_per_print": "monitor.log_every",
+}
+"""DeepSpeed's key -> the key of the run file that decides it."""
+
+MECHANICS = {
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "activation_checkpointing",
+    "aio",
+    "comms_logger",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+}
+"""Top-level keys a fragment may hold. DeepSpeed itself takes a misspelled one in silence (spec/engine-notes.md 0)."""
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def read_fragment(config: RunConfig) -> dict[str, Any]:
+    """The engine fragment of a run. Raises ConfigError: missing, not JSON, owned or unknown key, ZeRO stage."""
+    path = find_fragment(config.ds_config)
+    try:
+        fragment = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"ds_config {str(path)!r} is not valid JSON (line {error.lineno}): {error.msg}") from None
+    if not isinstance(fragment, dict):
+        raise ConfigError(f"ds_config {str(path)!r} must hold a JSON object, got {type(fragment).__name__}")
+    for key in fragment:
+        if key in RUN_OWNS:
+            raise ConfigError(
+                f"{key!r} in ds_config {str(path)!r} belongs to the run file: remove it there and set {RUN_OWNS[key]}"
+            )
+        if key not in MECHANICS:
+            near = difflib.get_close_matches(key, MECHANICS | RUN_OWNS.keys(), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(MECHANICS))}"
+            raise ConfigError(f"unknown key {key!r} in ds_config {str(path)!r}, {hint}")
+    zero_stage(fragment, path)
+    return fragment
+
+
+def zero_stage(fragment: dict[str, Any], path: Path | str = "") -> int:
+    """Which of parameters, gradients and optimizer states are sharded: ZeRO stage 1, 2 or 3."""
+    section = fragment.get("zero_optimization", {})
+    stage = section.get("stage") if isinstance(section, dict) else section
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"zero_optimization.stage in ds_config {str(path)!r} must be 1, 2 or 3, got {stage!r}")
+    return stage
+
+
+def find_fragment(path: Path) -> Path:
+    """A relative path counts from the current folder, then from the checkout, so recipes work from anywhere."""
+    for candidate in (path, _CHECKOUT / path):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(
+        f"ds_config {str(path)!r} does not exist here or in {str(_CHECKOUT)!r}; try ds_configs/zero2.json"
+    )

@@ -1,0 +1,131 @@
+"""From a YAML file and `section.key=value` overrides to a checked RunConfig, and back to YAML."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, apply overrides of the form `section.key=value`, check everything.
+
+    Raises ConfigError: no such file, not YAML, bad override, unknown key (with the nearest right one),
+    wrong type, value out of range, sections that contradict each other.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read the run file {str(path)!r}: {error.strerror}") from error
+    values = _parse_yaml(text, f"the run file {str(path)!r}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"the run file {str(path)!r} must hold `section:` mappings, got {_kind(values)}")
+    for override in overrides:
+        _apply_override(values, override)
+    return validate_config(values)
+
+
+def validate_config(values: dict[str, Any]) -> RunConfig:
+    """Check plain values (as read from YAML); see load_config for the errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config, every key with its value, loadable by load_config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `2e-4` as a number (YAML 1.1 does not) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"{what} is not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"override {override!r} must read section.key=value, for example train.micro_batch=32")
+    target = values
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+    target[parts[-1]] = _parse_yaml(text, f"override {override!r}")
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """One problem as: which key, what it must be, what was got."""
+    key = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}{_nearest(problem['loc'])}"
+        case "missing":
+            return f"missing key {key!r}: this run needs it"
+        case "value_error":  # raised by a section's own validator, which names its fields
+            return f"{key}: {problem['msg'].removeprefix('Value error, ')}" if key else problem["msg"]
+        case "model_type" | "model_attributes_type":
+            return f"{key!r} must be a section of `key: value` lines, got {_kind(problem['input'])}"
+        case "path_type":
+            return f"{key!r} must be a path, got {_kind(problem['input'])}"
+    rule = problem["msg"].replace("Input should be ", "must be ")
+    rule = rule.replace("a valid integer", "an integer").replace("a valid ", "a ")
+    return f"{key!r} {rule}, got {json.dumps(problem['input'], default=str)}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """`, did you mean 'mask.audio_ratio'?`: the key of the same name elsewhere, else one spelled alike."""
+    wrong = ".".join(str(part) for part in location)
+    known = list(_all_keys(RunConfig))
+    same_name = [key for key in known if key.split(".")[-1] == str(location[-1])]
+    siblings = [key for key in known if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
+    near = same_name or difflib.get_close_matches(wrong, siblings, 2) or difflib.get_close_matches(wrong, known, 1)
+    if not near:
+        return f"; allowed here: {', '.join(siblings)}"
+    return f", did you mean {' or '.join(repr(key) for key in near)}?"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _all_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -1,0 +1,118 @@
+"""The only file that touches torch.distributed: who we are among the ranks, and what ranks tell each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. rank in [0, size); local_rank counts on this host; hosts = machines."""
+
+    rank: int
+    size: int
+    local_rank: int
+    hosts: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes files and speaks."""
+        return self.rank == 0
+
+
+def open_world() -> World:
+    """Join the process group that the launcher described in the environment (a group of one without a launcher)."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (alone | {"MASTER_PORT": str(_free_port())}).items():
+        os.environ.setdefault(name, value)
+    # The deepspeed launcher says LOCAL_SIZE; streaming reads LOCAL_WORLD_SIZE and else takes each rank for a host.
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
+
+    import deepspeed
+
+    # On a CPU DeepSpeed would compile a shared-memory all-reduce that only inference uses: a minute, a compiler, 66 MiB
+    # of /dev/shm left behind by each rank, a silent hang on a stale lock, and no blanks allowed in any path.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    size = dist.get_world_size()
+    return World(dist.get_rank(), size, local_rank, size // int(os.environ["LOCAL_WORLD_SIZE"]), device)
+
+
+def _free_port() -> int:
+    """For a process without a launcher, so that two of them never meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def close_world() -> None:
+    """Leave the process group; nothing happens if there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    dist.barrier()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a small tensor over all ranks, on every rank; float32 or wider."""
+    total = values.clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total / dist.get_world_size()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a small tensor over all ranks, on every rank."""
+    total = values.clone()
+    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return total
+
+
+def from_first_rank(value: Any) -> Any:
+    """The first rank's (picklable) value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows in rank order: [B, D] -> [W*B, D]; equal B on all ranks.
+
+    The gradient is exact: each rank's rows receive the SUM of what all ranks' losses ask of them. With the loss a mean
+    over the rank's own rows and gradients averaged over ranks (as DeepSpeed does) every parameter then gets the
+    gradient one process would have computed on the whole batch; no further factor (spec/engine-notes.md 1).
+    """
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous(), op=dist.ReduceOp.SUM)
+        return own

@@ -1,0 +1,72 @@
+"""A run folder becomes a model ready to look at clips: one process, float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cavmae_ds.checkpoint import read_weights
+from cavmae_ds.config import RunConfig
+from cavmae_ds.config.load import load_config
+from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.shards import check_shards
+from cavmae_ds.data.stream import Batch, EvaluationClips, cache_folder, collate
+from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
+from cavmae_ds.model.masking import draw_plans
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained model, its run's config and the front end that feeds it."""
+
+    cfg: RunConfig
+    model: CAVMAE
+    front_end: FrontEnd
+    device: torch.device
+
+
+def load_pretrained(run_dir: Path) -> Pretrained:
+    """The newest checkpoint of a run. Raises CheckpointError (none there) or ConfigError (no config.yaml there)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = load_config(run_dir / "config.yaml")
+    model = CAVMAE(cfg.model)
+    model.load_state_dict(read_weights(run_dir), strict=True)
+    return Pretrained(cfg, model.to(device).eval(), FrontEnd(cfg.model, cfg.data, device), device)
+
+
+def evaluation_clips(pretrained: Pretrained, shards: str) -> EvaluationClips:
+    """The clips of some shards. Raises DataError if they are not there or their frames are of another size."""
+    check_shards(shards, pretrained.cfg.model)
+    return EvaluationClips(shards, cache_folder(shards, pretrained.cfg.data.cache))
+
+
+def evaluation_batches(pretrained: Pretrained, shards: str, batch_size: int = 32) -> DataLoader:
+    """Every clip of some shards once, in order, as Batches."""
+    return DataLoader(evaluation_clips(pretrained, shards), batch_size=batch_size, collate_fn=collate)
+
+
+def spread_clips(pretrained: Pretrained, shards: str, clips: int) -> Batch:
+    """So many clips from all over the data set, the same each time."""
+    source = evaluation_clips(pretrained, shards)
+    return collate([source[i * len(source) // clips] for i in range(clips)])
+
+
+@torch.inference_mode()
+def reconstruct(pretrained: Pretrained, batch: Batch) -> PretrainOutput:
+    """Masked clips and what the model predicts for all their patches; the masks are those of epoch 0."""
+    cfg, index = pretrained.cfg, batch.clip_index.to(pretrained.device)
+    plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, 0, index)
+    audio, images = pretrained.front_end(batch)
+    return cast(PretrainOutput, pretrained.model(audio, images, plans))
+
+
+@torch.inference_mode()
+def pooled_features(pretrained: Pretrained, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Unmasked clips to mean-pooled audio and image features [B, D] after the modality norms (spec/cav-mae.md 5.2)."""
+    audio, images = pretrained.model.features(*pretrained.front_end(batch))  # [B, L, D] each
+    return audio.mean(1), images.mean(1)

@@ -1,0 +1,66 @@
+"""What `deepspeed` starts on every rank: read the command line, refuse in one sentence, or run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cavmae_ds.config.load import load_config, to_yaml
+from cavmae_ds.errors import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def pretrain_command(
+    run: Annotated[Path, typer.Argument(help="Run file: YAML with the differences from the defaults.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved run and its numbers, then stop.")
+    ] = False,
+    ranks: Annotated[int, typer.Option(help="With --dry-run: ranks to compute for.")] = 0,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
+) -> None:
+    """Pretrain CAV-MAE on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
+
+    Examples:\n
+      deepspeed --num_gpus 2 launch/pretrain.py launch/recipes/quickstart.yaml\n
+      deepspeed --hostfile launch/hostfile launch/pretrain.py RUN.yaml train.global_batch=1024\n
+      python launch/pretrain.py RUN.yaml --dry-run --ranks 8
+
+    Exit codes: 0 done, 2 the run asks for something impossible (one sentence says what), 1 anything else.
+    """
+    # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _from_launcher("WORLD_SIZE", 1))))
+    cfg = load_config(run, overrides or [])
+    from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
+
+    numbers = derive(cfg, ranks if dry_run and ranks else _from_launcher("WORLD_SIZE", 1))
+    if dry_run:
+        if _from_launcher("RANK", 0) == 0:
+            typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+        return
+    from cavmae_ds.pretrain import pretrain
+
+    pretrain(cfg, numbers)
+
+
+def main() -> None:
+    """Run the command; a UserError becomes one sentence and exit code 2, spoken by the first rank only."""
+    first = _from_launcher("RANK", 0) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if first:
+            print(f"pretrain: error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _from_launcher(name: str, alone: int) -> int:
+    return int(os.environ.get(name, alone))

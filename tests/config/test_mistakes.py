@@ -1,0 +1,158 @@
+"""Every mistake in a run gets one clear sentence and exit code 2, never a traceback (DESIGN 2.7)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cavmae_ds import launched
+from tests.launcher import CHECKOUT, PRETRAIN, environment, launch
+
+RUN = """\
+ds_config: {folder}/engine.json
+model: {{embed_dim: 32, num_heads: 4, image_size: 64, audio_frames: 64}}
+data: {{train: {shards}}}
+train: {{global_batch: 8, micro_batch: 4, steps: 3}}
+"""
+
+# (what is changed on the command line, what the sentence must name)
+MISTAKES = {
+    "unknown key": (["mask.rato=0.5"], ["mask.rato", "did you mean", "mask.audio_ratio"]),
+    "unknown section": (["modle.embed_dim=32"], ["modle", "did you mean 'model'"]),
+    "key without its section": (["micro_batch=4"], ["micro_batch", "train.micro_batch"]),
+    "wrong type": (["train.micro_batch=big"], ["train.micro_batch", "integer", "big"]),
+    "number as text": (["optim.learning_rate=fast"], ["optim.learning_rate", "number", "fast"]),
+    "fraction for a count": (["train.steps=2.5"], ["train.steps", "integer", "2.5"]),
+    "value for a section": (["optim=3"], ["optim", "section", "3"]),
+    "ratio above one": (["mask.audio_ratio=1.5"], ["mask.audio_ratio", "less than 1", "1.5"]),
+    "ratio zero": (["mask.image_ratio=0"], ["mask.image_ratio", "greater than 0", "0"]),
+    "ratio that keeps nothing": (["mask.image_ratio=0.99"], ["0.99", "keeps 0"]),
+    "negative weight": (["loss.mae_weight=-1"], ["loss.mae_weight", "greater than or equal to 0", "-1"]),
+    "nothing to learn": (["loss.mae_weight=0", "loss.contrastive_weight=0"], ["mae_weight", "contrastive_weight"]),
+    "unknown choice": (["contrastive.direction=a2v"], ["contrastive.direction", "'v2a' or 'both'", "a2v"]),
+    "not a number": (["optim.learning_rate=.nan"], ["optim.learning_rate", "finite"]),
+    "audio length not a multiple of the patch": (["model.audio_frames=1000"], ["audio_frames", "16", "992 or 1008"]),
+    "image not a multiple of the patch": (["model.image_size=100"], ["image_size", "16", "96 or 112"]),
+    "heads that do not divide the width": (["model.num_heads=5"], ["embed_dim", "num_heads = 5", "30 or 35"]),
+    "batch not divisible": (["train.global_batch=10"], ["train.global_batch", "4 x 1 = 4", "got 10", "8 or 12"]),
+    "steps and epochs": (["train.epochs=2"], ["steps", "epochs", "exactly one"]),
+    "neither steps nor epochs": (["train.steps=null"], ["steps", "epochs", "exactly one"]),
+    "warm-up longer than the run": (["optim.warmup_steps=3"], ["optim.warmup_steps", "3"]),
+    "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
+    "no data": (["data.train="], ["data.train"]),
+    "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),
+    "unknown kind of address": (["data.train=ftp://host/shards"], ["ftp://host/shards", "s3://"]),
+    "frames of another size": (["model.image_size=96"], ["64 pixels", "model.image_size", "96"]),
+    "override without a value": (["train.steps"], ["'train.steps'", "section.key=value"]),
+    "override that is not YAML": (["train.seed=["], ["train.seed=[", "YAML"]),
+    "missing engine file": (["ds_config=zero9.json"], ["zero9.json", "ds_configs/zero2.json"]),
+}  # fmt: skip
+
+ENGINE_MISTAKES = {
+    "owned by the run file": (
+        {"train_batch_size": 8},
+        ["train_batch_size", "train.global_batch", "engine.json"],
+    ),
+    "precision in both": ({"bf16": {"enabled": True}}, ["bf16", "train.precision"]),
+    "misspelled": ({"zero_optimisation": {}}, ["zero_optimisation", "did you mean 'zero_optimization'"]),
+    "accepted in silence by DeepSpeed": ({"grad_clipping": 1.0}, ["grad_clipping", "gradient_clipping"]),
+    "stage 0": ({"zero_optimization": {"stage": 0}}, ["zero_optimization.stage", "1, 2 or 3", "0"]),
+}
+
+
+@pytest.fixture
+def run_file(tmp_path, tiny_shards):
+    (tmp_path / "engine.json").write_text('{"zero_optimization": {"stage": 2}}')
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.format(folder=tmp_path, shards=tiny_shards))
+    return path
+
+
+def refusal(monkeypatch, capsys, *arguments: str) -> str:
+    """What a rank says before it gives up; fails if it does not give up, or not as promised."""
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        launched.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith("pretrain: error: ") and said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_what_is_allowed(mistake, run_file, monkeypatch, capsys):
+    overrides, expected = MISTAKES[mistake]
+    said = refusal(monkeypatch, capsys, str(run_file), *overrides)
+    assert all(part in said for part in expected), said
+
+
+@pytest.mark.parametrize("mistake", ENGINE_MISTAKES)
+def test_a_key_that_the_engine_file_must_not_hold_is_refused_by_name(mistake, run_file, monkeypatch, capsys):
+    extra, expected = ENGINE_MISTAKES[mistake]
+    fragment = {"zero_optimization": {"stage": 2}} | extra
+    (run_file.parent / "engine.json").write_text(json.dumps(fragment))
+    said = refusal(monkeypatch, capsys, str(run_file))
+    assert all(part in said for part in expected), said
+
+
+def test_a_bucket_that_nobody_answers_for_is_named(run_file, monkeypatch, capsys):
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown")
+    said = refusal(monkeypatch, capsys, str(run_file), "data.train=s3://bucket/shards")
+    assert "s3://bucket/shards" in said and "127.0.0.1:9" in said
+    assert "never-shown" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: [", ["not valid YAML", "line"]),
+        ("just words", ["mappings", "just words"]),
+        ("train: {steps: 1}\ntrain: {steps: 2}", ["'train'", "twice"]),
+        ("model: {}", ["missing key 'train'"]),
+    ],
+)
+def test_a_run_file_that_is_no_run_file_is_refused(text, expected, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    said = refusal(monkeypatch, capsys, str(path))
+    assert all(part in said for part in expected), said
+
+
+def test_a_run_file_that_does_not_exist_is_named(monkeypatch, capsys):
+    assert "no/such/run.yaml" in refusal(monkeypatch, capsys, "no/such/run.yaml")
+
+
+def test_under_the_launcher_one_rank_speaks_and_the_exit_code_is_2(run_file, tmp_path):
+    finished = launch(2, PRETRAIN, str(run_file), "mask.rato=0.5", scratch=tmp_path)
+    assert finished.returncode == 2
+    assert finished.stdout.count("unknown key 'mask.rato'") == 1
+    assert "Traceback" not in finished.stdout
+
+
+def test_a_dry_run_prints_a_config_that_loads_again_and_the_numbers_that_follow(run_file, tmp_path):
+    from cavmae_ds.config.load import load_config
+
+    finished = subprocess.run(
+        [sys.executable, PRETRAIN, str(run_file), "--dry-run", "--ranks", "2", "optim.learning_rate=2e-4"],
+        capture_output=True, text=True, env=environment(tmp_path), cwd=CHECKOUT,
+    )  # fmt: skip
+
+    assert finished.returncode == 0, finished.stderr
+    (tmp_path / "again.yaml").write_text(finished.stdout)
+    again = load_config(tmp_path / "again.yaml")
+    assert again == load_config(run_file, ["optim.learning_rate=2e-4"])
+    assert again.optim.learning_rate == 2e-4
+    for line in (
+        "# ranks: 2",
+        "# accumulation: 1",
+        "# steps_per_epoch: 3",
+        "# total_clips: 24",
+        "# zero_stage: 2",
+    ):
+        assert line in finished.stdout

@@ -1,0 +1,86 @@
+"""The whole main job on a real bucket: shards in S3, two ranks, ZeRO-3 in bf16, curves and pictures."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cavmae_ds.checkpoint import read_weights
+from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.store import open_store
+from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.model.cavmae import CAVMAE
+from tests.launcher import CHECKOUT, PRETRAIN, environment, launch
+
+RUN = """\
+run_dir: {folder}/run
+ds_config: ds_configs/zero{stage}.json
+model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
+  decoder_num_heads: 2, image_size: 64, audio_frames: 112}}
+data: {{train: {shards}, workers: 1, cache: {folder}/cache}}
+train: {{global_batch: 8, micro_batch: 2, steps: 6, precision: bf16}}
+monitor: {{log_every: 2, pictures_every: 3, pictures: 2}}
+"""
+TAGS = {
+    "loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive", "retrieval/in_batch_accuracy", "optim/lr",
+    "optim/grad_norm", "perf/clips_per_second", "perf/clips_per_second_per_gpu", "perf/data_wait_share", "perf/mfu",
+    "perf/memory_gib", "data/bad_clips",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bucket_shards(s3_bucket, tiny_shards) -> str:
+    address = f"s3://{s3_bucket}/tiny"
+    store = open_store(address)
+    for file in sorted(path for path in tiny_shards.rglob("*") if path.is_file()):
+        store.put_bytes(str(file.relative_to(tiny_shards)), file.read_bytes())
+    return address
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_pretrain_in_bf16_from_a_bucket_and_show_what_they_do(stage, bucket_shards, tmp_path):
+    run_file, run_dir = tmp_path / "run.yaml", tmp_path / "run"
+    run_file.write_text(RUN.format(folder=tmp_path, stage=stage, shards=bucket_shards))
+
+    finished = launch(2, PRETRAIN, str(run_file), scratch=tmp_path)
+
+    assert finished.returncode == 0, finished.stdout
+    curves = read_curves(run_dir)
+    assert set(curves) == TAGS
+    assert all(set(points) == {2, 4, 6} for points in curves.values())
+    assert all(math.isfinite(value) for points in curves.values() for value in points.values())
+    assert curves["loss/contrastive"][2] > 0 and curves["optim/grad_norm"][2] > 0
+    assert all(0 < share < 1 for share in curves["perf/mfu"].values())
+    assert set(curves["data/bad_clips"].values()) == {0.0}
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    pictures = events.Images("reconstructions")
+    assert [picture.step for picture in pictures] == [3, 6] and pictures[0].width > 800
+    model = CAVMAE(ModelConfig(**_sizes()))
+    model.load_state_dict(read_weights(run_dir), strict=True)
+
+    shown = subprocess.run(
+        ["cavmae", "evaluate", str(run_dir), "--data", bucket_shards],
+        env=environment(tmp_path), cwd=CHECKOUT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "retrieval among 24 clips" in shown.stdout
+
+
+def _sizes() -> dict:
+    import yaml
+
+    return yaml.safe_load(RUN.format(folder="", stage=1, shards=""))["model"]
+
+
+def test_the_secret_of_the_bucket_is_in_no_file_and_no_output(bucket_shards, s3_server, tmp_path):
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(RUN.format(folder=tmp_path, stage=2, shards=bucket_shards))
+    finished = launch(1, PRETRAIN, str(run_file), scratch=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    assert s3_server.secret_key not in finished.stdout
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or s3_server.secret_key.encode() not in path.read_bytes(), path
