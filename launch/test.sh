@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Installs what is needed, then checks style, types and behaviour. Arguments go to pytest: launch/test.sh -k parity
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh" test
+cd "$CHECKOUT"
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"
