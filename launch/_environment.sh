@@ -36,6 +36,10 @@ install() {
   fi
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$CHECKOUT/launch/constraints.txt" --editable "$CHECKOUT${extras:+[$extras]}"
+  if [[ "$VENV" == *[[:space:]]* ]]; then
+    # deepspeed ships its command as a plain script, and a #! line cannot hold a path with blanks.
+    printf '#!/bin/sh\nexec "$(dirname "$0")/python" -m deepspeed.launcher.runner "$@"\n' > "$VENV/bin/deepspeed"
+  fi
   echo "$wanted" > "$stamp"
 }
 

@@ -135,7 +135,7 @@ def test_values_are_the_official_ones():
 
     def near(got, *wanted):
         # torchaudio builds its triangles in float32, ours are exact: that alone moves bin 0 by 1.2e-4
-        np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1.5e-4)
+        np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1e-4)
 
     near(raw[0, :4], -11.3772, -13.69636, -10.25296, -15.94238)
     near(raw[500, :4], -9.75799, -12.8475, -9.4041, -15.94238)
@@ -153,7 +153,7 @@ def test_padding_is_louder_than_silence():
 
 def test_only_the_fourth_mel_bin_is_empty_and_nyquist_counts_for_nothing():
     bank = mel_bank()
-    assert bank.shape == (257, 128) and bank.dtype == torch.float64
+    assert bank.shape == (257, 128)
     assert bank.sum(0).eq(0).nonzero().flatten().tolist() == [3]
     assert bank[256].eq(0).all()
 
