@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged or belongs to another model."""
+
+
+class RankError(UserError):
+    """Went wrong in the middle of a run, perhaps on one rank alone: whoever meets it speaks."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cavmae_ds.config.load import load_config, to_yaml
-from cavmae_ds.errors import UserError
+from cavmae_ds.errors import DataError, RankError, UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,17 +47,23 @@ def pretrain_command(
         return
     from cavmae_ds.pretrain import pretrain
 
-    pretrain(cfg, numbers)
+    try:
+        pretrain(cfg, numbers)
+    except DataError as error:
+        raise RankError(f"rank {_from_launcher('RANK', 0)}: {error}") from error
 
 
 def main() -> None:
-    """Run the command; a UserError becomes one sentence and exit code 2, spoken by the first rank only."""
+    """Run the command; a UserError becomes one sentence and exit code 2.
+
+    What all ranks refuse alike the first one says; what goes wrong later, every rank that meets it.
+    """
     first = _from_launcher("RANK", 0) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if first:
+        if first or isinstance(error, RankError):
             print(f"pretrain: error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 

@@ -18,7 +18,7 @@ from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.order import EpochShape
-from cavmae_ds.data.stream import Batch, ClipStream, cache_folder, training_loader
+from cavmae_ds.data.stream import Batch, ClipStream, cache_folder, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, gather_rows, open_world
 from cavmae_ds.engine import build_engine
 from cavmae_ds.losses import Gathered, own_candidates, pretrain_losses
@@ -51,7 +51,7 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
     """Train from the newest checkpoint in the run folder, or from the start, to the end of the run."""
     with open_run(cfg, numbers) as run:
         step = run.start
-        for batch in run.monitor.timed(run.loader if step < run.numbers.total_steps else ()):
+        for batch in run.monitor.timed(micro_batches(run.loader) if step < run.numbers.total_steps else ()):
             audio, images = run.front_end(batch)
             plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *run.keys(batch))
             output = run.engine(

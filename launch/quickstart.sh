@@ -3,7 +3,12 @@
 # Everything goes into one folder (first argument, default: quickstart). What is there already is kept or resumed:
 # delete the folder to start afresh.
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh" ""
-OUT="$(mkdir -p "${1:-$CHECKOUT/quickstart}" && cd "${1:-$CHECKOUT/quickstart}" && pwd)"
+if (($#)); then
+  mkdir -p "$1"
+  OUT="$(cd "$1" && pwd)"
+else
+  OUT=quickstart
+fi
 cd "$CHECKOUT"
 
 step() { printf '\n== %s\n' "$*"; }
@@ -21,7 +26,7 @@ step "2/5 videos to shards"
 shards train
 shards eval
 step "3/5 pretraining on $RANKS ranks"
-deepspeed --num_gpus "$RANKS" launch/pretrain.py launch/recipes/quickstart.yaml "train.micro_batch=$((64 / RANKS))" \
+deepspeed --log_level error --num_gpus "$RANKS" launch/pretrain.py launch/recipes/quickstart.yaml "train.micro_batch=$((64 / RANKS))" \
   "data.train=$OUT/shards/train" "run_dir=$OUT/run"
 step "4/5 retrieval on clips the model never saw"
 cavmae evaluate "$OUT/run" --data "$OUT/shards/eval"

@@ -6,6 +6,7 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +32,10 @@ MIDDLE_FRAME = FRAMES_PER_CLIP // 2
 
 MOST_BAD_NEIGHBOURS = 8
 """So many damaged records in a row are no accident: the shard is bad."""
+
+
+class ShardError(DataError):
+    """Not one clip is damaged but a whole shard is missing: nothing stands in for that."""
 
 
 class Clip(NamedTuple):
@@ -81,6 +87,8 @@ class ClipStream(StreamingDataset):
         )
         self._cfg, self._shape, self._seed = cfg, shape, seed
         self._host, self._local_rank = host, local_rank
+        self._remote = remote
+        self._failure: BaseException | None = None
         self._first_step = 0
         self._epoch = 0
         usable = self.num_samples - self.num_samples % cfg.canonical_nodes
@@ -100,13 +108,33 @@ class ClipStream(StreamingDataset):
         for epoch in itertools.count(self._first_step // self.steps_per_epoch):
             self._epoch = epoch
             given = 0
-            for clip in super().__iter__():
-                given += 1
-                yield clip
+            try:
+                for clip in super().__iter__():
+                    given += 1
+                    yield clip
+            except RuntimeError:  # streaming noticed that one of its threads has failed
+                if self._failure is None:
+                    raise
             if given < self._expected:
-                raise DataError(
-                    f"epoch {epoch} ended after {given} of {self._expected} clips: a shard could not be read"
-                )
+                reason = self._failure or "streaming gave no reason"
+                raise DataError(f"epoch {epoch} ended after {given} of {self._expected} clips: {reason}")
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch a shard if it is not here. Raises ShardError naming it."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except Exception as error:  # whatever the downloader of this kind of address raises
+            # Streaming would leave "being fetched" behind and let every other worker wait for ever; told that it is
+            # here, each looks for itself (spec/data-path.md 6, fault 3).
+            self._shard_states[shard_id] = _ShardState.LOCAL
+            name = self.shards[shard_id].file_pairs[0][0].basename
+            raise ShardError(f"shard {name!r} of {self._remote!r} could not be read ({error})") from error
+
+    def on_exception(self, future: Future) -> None:
+        """One of streaming's threads has ended: keep what it died of for __iter__ to tell, and wake the others."""
+        if failure := future.exception():
+            self._failure = failure
+            self._event.set()
 
     def _resume_incr_epoch(self) -> tuple[int, int]:
         # Called by StreamingDataset.__iter__: position is ours, the shared-memory counter is not used.
@@ -145,6 +173,8 @@ class ClipStream(StreamingDataset):
                 sample = super().__getitem__(index)
                 frame = frame_choice(self._seed, self._epoch, index, FRAMES_PER_CLIP)
                 return decode_clip(sample, clip_index=index, epoch=self._epoch, frame=frame, bad=bad)
+            except ShardError:
+                raise
             except DataError as error:
                 bad = bad or str(error)
         raise DataError(f"{bad}; and so are the {MOST_BAD_NEIGHBOURS} clips after it")
@@ -202,6 +232,21 @@ def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) ->
         timeout=cfg.timeout_seconds if cfg.workers else 0,
         prefetch_factor=2 if cfg.workers else None,
     )
+
+
+def micro_batches(loader: DataLoader) -> Iterator[Batch]:
+    """What the loader gives; what goes wrong in a worker comes out as the sentence it began as, or as a DataError."""
+    try:
+        yield from loader
+    except DataError as error:  # torch put the worker's whole traceback into the message
+        sentence = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        raise DataError(sentence) from error
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        raise DataError(
+            f"no batch came within data.timeout_seconds = {loader.timeout:g}; is the storage of the shards alive?"
+        ) from error
 
 
 def cache_folder(remote: str, chosen: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
 SHARDS = typer.Option(help="Folder or s3:// address of the clips, as `cavmae prepare` wrote them.")
@@ -85,7 +86,7 @@ def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
     from cavmae_ds.evaluate.curves import read_curves
 
     curves = read_curves(run_dir)
-    table = Table("what", "value", title=f"{run_dir}", title_justify="left")
+    table = Table("what", Column("value", overflow="fold"))
     for tag in ("loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive"):
         points = [curves[tag][step] for step in sorted(curves[tag])]
         table.add_row(f"{tag}, first and last", f"{points[0]:.3f} -> {points[-1]:.3f}")
@@ -106,8 +107,10 @@ def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
     console.print(
         "Next:\n"
         "  source .venv/bin/activate\n"
-        f"  tensorboard --logdir {run_dir}                      # curves and pictures of reconstructions\n"
-        "  cavmae prepare MY_VIDEOS/ --out shards/mine         # your own clips (also s3://bucket/prefix)\n"
+        "  # curves and pictures of reconstructions\n"
+        f"  tensorboard --logdir {shlex.quote(str(run_dir))}\n"
+        "  # your own clips, into a folder or s3://bucket/prefix; then CAV-MAE base: what it amounts to, and go\n"
+        "  cavmae prepare MY_VIDEOS/ --out shards/mine\n"
         "  python launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine --dry-run --ranks 8\n"
         "  deepspeed launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine"
     )

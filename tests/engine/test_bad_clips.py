@@ -56,16 +56,21 @@ def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_shards, t
     finished = launch(1, PRETRAIN, run_file(tmp_path, workers=1, allowed=0.01), scratch=tmp_path)
 
     assert finished.returncode == 2
-    assert "pretrain: error: 2 of 48 clips could not be decoded, data.max_bad_share allows 1.0%" in finished.stdout
+    assert (
+        "pretrain: error: rank 0: 2 of 48 clips could not be decoded, data.max_bad_share allows 1.0%" in finished.stdout
+    )
     assert "Traceback" not in finished.stdout
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_is_gone_ends_the_run_and_not_just_the_epoch(workers, tiny_shards, tmp_path):
+    """On two ranks, so that workers wait for each other's fetches."""
     shutil.copytree(tiny_shards, tmp_path / "shards")
     next((tmp_path / "shards").rglob("*.mds")).unlink()
 
-    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=1.0), scratch=tmp_path, seconds=120)
+    finished = launch(2, PRETRAIN, run_file(tmp_path, workers=workers, allowed=1.0), scratch=tmp_path, seconds=120)
 
     assert finished.returncode == 2, finished.stdout
-    assert "pretrain: error: " in finished.stdout and "shard" in finished.stdout
+    said = next(line for line in finished.stdout.splitlines() if "pretrain: error: rank" in line)
+    assert "'part-00000/shard.00000.mds'" in said and str(tmp_path / "shards") in said
+    assert "Traceback" not in finished.stdout
