@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cavmae_ds.config import RunConfig
+from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.distributed import World, barrier, from_first_rank
 from cavmae_ds.errors import CheckpointError
 
@@ -39,7 +40,7 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(folder for folder in folders if folder.suffix != _PARTIAL and (folder / MANIFEST).is_file())
 
 
-def save(engine: Any, cfg: RunConfig, world: World, step: int) -> None:
+def save(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World, step: int) -> None:
     """Save model, optimizer and schedule after `step` optimizer steps; then drop all but the newest keep_last."""
     root = checkpoint_root(cfg.run_dir)
     final = root / f"step-{step:08d}"
@@ -53,7 +54,7 @@ def save(engine: Any, cfg: RunConfig, world: World, step: int) -> None:
         save_file(weights, partial / WEIGHTS, metadata={"model": cfg.model.model_dump_json()})
     barrier()  # rank 0 may finish long before the others
     if world.is_first:
-        _write_manifest(partial, cfg, world, step)
+        _write_manifest(partial, step, cfg.train.global_batch, world, _identity(cfg, numbers))
         partial.rename(final)
         _flush(root)
         for old in whole_checkpoints(cfg.run_dir)[: -cfg.checkpoint.keep_last]:
@@ -61,7 +62,7 @@ def save(engine: Any, cfg: RunConfig, world: World, step: int) -> None:
     barrier()
 
 
-def resume(engine: Any, cfg: RunConfig, world: World) -> int:
+def resume(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World) -> int:
     """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
 
     Raises CheckpointError if it was made for another model, seed or batch, or by another number of ranks.
@@ -70,17 +71,12 @@ def resume(engine: Any, cfg: RunConfig, world: World) -> int:
     if not latest:
         return 0
     manifest = json.loads((latest[0] / MANIFEST).read_text())
-    _check_fits(manifest, cfg, world, latest[0])
+    _check_fits(manifest, _identity(cfg, numbers), world, latest[0])
     loaded, state = engine.load_checkpoint(str(latest[0].parent), tag=latest[0].name)
     if loaded is None:  # DeepSpeed reports a missing folder by returning nothing
         raise CheckpointError(f"checkpoint {str(latest[0])!r} could not be loaded")
     log.info("resumed from %s", latest[0])
     return int(state["step"])
-
-
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a start in this folder would be a resume."""
-    return bool(whole_checkpoints(run_dir))
 
 
 def read_weights(run_dir: Path) -> dict[str, Tensor]:
@@ -109,20 +105,20 @@ def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
     return weights
 
 
-def _identity(cfg: RunConfig) -> dict[str, Any]:
-    """What must be the same for a resume to continue the same run."""
-    train = cfg.train
-    return {"model": cfg.model.model_dump(mode="json"), "seed": train.seed, "global_batch": train.global_batch,
-            "precision": train.precision}  # fmt: skip
+def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
+    """What must be the same for a resume to continue the same run: setting -> value."""
+    model = {f"model.{key}": value for key, value in cfg.model.model_dump(mode="json").items()}
+    train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
+    return model | train | {"clips in data.train": numbers.clips}
 
 
-def _write_manifest(folder: Path, cfg: RunConfig, world: World, step: int) -> None:
+def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "step": step,
-        "clips_seen": step * cfg.train.global_batch,
+        "clips_seen": step * global_batch,
         "ranks": world.size,
-        "identity": _identity(cfg),
+        "identity": identity,
         "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -130,7 +126,7 @@ def _write_manifest(folder: Path, cfg: RunConfig, world: World, step: int) -> No
         _flush(path)
 
 
-def _check_fits(manifest: dict[str, Any], cfg: RunConfig, world: World, folder: Path) -> None:
+def _check_fits(manifest: dict[str, Any], identity: dict[str, Any], world: World, folder: Path) -> None:
     for name, size in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -140,19 +136,12 @@ def _check_fits(manifest: dict[str, Any], cfg: RunConfig, world: World, folder: 
             f"checkpoint {str(folder)!r} was saved by {manifest['ranks']} ranks, this run has {world.size}; "
             f"start {manifest['ranks']} ranks or choose another run_dir"
         )
-    for key, now in _identity(cfg).items():
-        saved = manifest["identity"][key]
-        if saved != now:
-            differs = _difference(key, saved, now)
-            raise CheckpointError(
-                f"checkpoint {str(folder)!r} belongs to another run ({differs}); restore it or choose another run_dir"
-            )
-
-
-def _difference(key: str, saved: Any, now: Any) -> str:
-    if isinstance(saved, dict):
-        return ", ".join(f"{key}.{k} was {saved.get(k)}, now {v}" for k, v in now.items() if saved.get(k) != v)
-    return f"train.{key} was {saved}, now {now}"
+    differing = [key for key, value in identity.items() if manifest["identity"].get(key) != value]
+    if differing:
+        changes = ", ".join(f"{key} was {manifest['identity'].get(key)}, now {identity[key]}" for key in differing)
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} belongs to another run ({changes}); restore it or choose another run_dir"
+        )
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -18,7 +18,7 @@ from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.order import EpochShape
-from cavmae_ds.data.stream import Batch, ClipStream, cache_folder, micro_batches, training_loader
+from cavmae_ds.data.stream import Batch, ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, gather_rows, open_world
 from cavmae_ds.engine import build_engine
 from cavmae_ds.losses import Gathered, own_candidates, pretrain_losses
@@ -66,7 +66,7 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
                 step += 1
                 run.monitor.step_done(step, run.engine.get_global_grad_norm(), output)
                 if step % cfg.checkpoint.every_steps == 0 or step == run.numbers.total_steps:
-                    checkpoint.save(run.engine, cfg, run.world, step)
+                    checkpoint.save(run.engine, cfg, run.numbers, run.world, step)
                 if step == run.numbers.total_steps:
                     break
 
@@ -79,23 +79,15 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         torch.manual_seed(cfg.train.seed)
         model = CAVMAE(cfg.model)
         engine = build_engine(cfg, numbers, model, world)
-        start = checkpoint.resume(engine, cfg, world)
+        start = checkpoint.resume(engine, cfg, numbers, world)
         if world.is_first:
             cfg.run_dir.mkdir(parents=True, exist_ok=True)
             (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
         loader = open_loader(cfg, numbers, world, start)
+        front_end = FrontEnd(cfg.model, cfg.data, world.device)
         monitor = Monitor(cfg, numbers, world, start)
         try:
-            yield Run(
-                cfg,
-                numbers,
-                world,
-                engine,
-                FrontEnd(cfg.model, cfg.data, world.device),
-                loader,
-                monitor,
-                start,
-            )
+            yield Run(cfg, numbers, world, engine, front_end, loader, monitor, start)
         finally:
             monitor.close()
     finally:
@@ -106,11 +98,8 @@ def open_loader(cfg: RunConfig, numbers: RunNumbers, world: World, start: int) -
     """This rank's micro-batches from optimizer step `start` on, without end."""
     ranks_per_host = world.size // world.hosts
     shape = EpochShape(world.hosts, ranks_per_host, numbers.accumulation, cfg.train.micro_batch)
-    cache = cache_folder(cfg.data.train, cfg.data.cache)
-    clips = ClipStream(
-        cfg.data.train, cfg.data, cache, shape, world.rank // ranks_per_host, world.local_rank, cfg.train.seed
-    )
-    clips.start_at(start)
+    host = world.rank // ranks_per_host
+    clips = ClipStream(cfg.data, shape, host=host, local_rank=world.local_rank, seed=cfg.train.seed, first_step=start)
     return training_loader(clips, cfg.data, world.device)
 
 

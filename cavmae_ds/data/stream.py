@@ -69,39 +69,19 @@ class ClipStream(StreamingDataset):
     """
 
     def __init__(
-        self,
-        remote: str,
-        cfg: DataConfig,
-        cache: Path,
-        shape: EpochShape,
-        host: int,
-        local_rank: int,
-        seed: int,
+        self, cfg: DataConfig, shape: EpochShape, *, host: int, local_rank: int, seed: int, first_step: int = 0
     ):
+        """Clips of data.train from optimizer step first_step on (0-based, over all epochs), for one rank of a host."""
         super().__init__(
-            remote=remote if _is_bucket(remote) else None,
-            local=str(cache) if _is_bucket(remote) else remote,
-            batch_size=shape.micro_batch,
-            predownload=8 * shape.micro_batch,
-            validate_hash="xxh3_64",
+            **_places(cfg.train, cfg.cache), batch_size=shape.micro_batch, predownload=8 * shape.micro_batch
         )
         self._cfg, self._shape, self._seed = cfg, shape, seed
         self._host, self._local_rank = host, local_rank
-        self._remote = remote
         self._failure: BaseException | None = None
-        self._first_step = 0
+        self._first_step = first_step
         self._epoch = 0
         usable = self.num_samples - self.num_samples % cfg.canonical_nodes
         self.steps_per_epoch = usable // shape.global_batch
-        if not self.steps_per_epoch:
-            raise DataError(
-                f"data.train {remote!r} holds {self.num_samples} clips, fewer than train.global_batch = "
-                f"{shape.global_batch}; lower it or prepare more clips"
-            )
-
-    def start_at(self, step: int) -> None:
-        """Make the next iteration begin with optimizer step `step` (0-based, over all epochs)."""
-        self._first_step = step
 
     def __iter__(self) -> Iterator[Any]:
         """This worker's clips. Raises DataError when streaming stops early, which it does without an exception."""
@@ -128,7 +108,7 @@ class ClipStream(StreamingDataset):
             # here, each looks for itself (spec/data-path.md 6, fault 3).
             self._shard_states[shard_id] = _ShardState.LOCAL
             name = self.shards[shard_id].file_pairs[0][0].basename
-            raise ShardError(f"shard {name!r} of {self._remote!r} could not be read ({error})") from error
+            raise ShardError(f"shard {name!r} of {self._cfg.train!r} could not be read ({error})") from error
 
     def on_exception(self, future: Future) -> None:
         """One of streaming's threads has ended: keep what it died of for __iter__ to tell, and wake the others."""
@@ -183,13 +163,8 @@ class ClipStream(StreamingDataset):
 class EvaluationClips(Dataset):
     """Every clip once, in the order of the data set, its middle frame: for evaluation."""
 
-    def __init__(self, remote: str, cache: Path):
-        self._shards = StreamingDataset(
-            remote=remote if _is_bucket(remote) else None,
-            local=str(cache) if _is_bucket(remote) else remote,
-            batch_size=1,
-            validate_hash="xxh3_64",
-        )
+    def __init__(self, address: str, cache: Path | None):
+        self._shards = StreamingDataset(**_places(address, cache), batch_size=1)
 
     def __len__(self) -> int:
         return self._shards.num_samples
@@ -249,11 +224,12 @@ def micro_batches(loader: DataLoader) -> Iterator[Batch]:
         ) from error
 
 
-def cache_folder(remote: str, chosen: Path | None) -> Path:
-    """Where fetched shards are kept: the chosen folder, or one in the temporary folder that belongs to this address."""
-    return chosen or Path(tempfile.gettempdir()) / f"cavmae-shards-{sha256(remote.encode()).hexdigest()[:16]}"
+def _places(address: str, cache: Path | None) -> dict[str, Any]:
+    """Where streaming looks: a local folder is read in place; a bucket is fetched into the cache and verified.
 
-
-def _is_bucket(address: str) -> bool:
-    """A bucket's shards are fetched into the cache; a local folder is read in place."""
-    return "://" in address
+    Without a chosen cache it is a folder in the temporary folder that belongs to this address.
+    """
+    if "://" not in address:
+        return {"remote": None, "local": address}
+    own = Path(tempfile.gettempdir()) / f"cavmae-shards-{sha256(address.encode()).hexdigest()[:16]}"
+    return {"remote": address, "local": str(cache or own), "validate_hash": "xxh3_64"}

@@ -15,7 +15,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import load_config
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.shards import check_shards
-from cavmae_ds.data.stream import Batch, EvaluationClips, cache_folder, collate
+from cavmae_ds.data.stream import Batch, EvaluationClips, collate
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 
@@ -42,7 +42,7 @@ def load_pretrained(run_dir: Path) -> Pretrained:
 def evaluation_clips(pretrained: Pretrained, shards: str) -> EvaluationClips:
     """The clips of some shards. Raises DataError if they are not there or their frames are of another size."""
     check_shards(shards, pretrained.cfg.model)
-    return EvaluationClips(shards, cache_folder(shards, pretrained.cfg.data.cache))
+    return EvaluationClips(shards, pretrained.cfg.data.cache)
 
 
 def evaluation_batches(pretrained: Pretrained, shards: str, batch_size: int = 32) -> DataLoader:

@@ -25,8 +25,7 @@ def main() -> None:
     micro_batch = GLOBAL_BATCH // world.size // int(accumulation)
     shape = EpochShape(1, world.size, int(accumulation), micro_batch)
     cfg = DataConfig(train=shards, workers=int(workers))
-    clips = ClipStream(shards, cfg, Path(folder), shape, 0, world.local_rank, SEED)
-    clips.start_at(int(first_step))
+    clips = ClipStream(cfg, shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=int(first_step))
     seen = []
     for number, batch in enumerate(training_loader(clips, cfg, world.device)):
         if number == int(steps) * int(accumulation):
