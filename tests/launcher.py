@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ def environment(scratch: Path) -> dict[str, str]:
 
 def command(ranks: int, script: Path, *arguments: str) -> list[str]:
     """The command line a user would type, without the shell."""
-    return ["deepspeed", "--num_gpus", str(ranks), str(script), *arguments]
+    with socket.socket() as probe:  # a port of its own: other runs on this machine may hold DeepSpeed's default
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(port), str(script), *arguments]
 
 
 def launch(
