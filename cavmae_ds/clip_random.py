@@ -37,12 +37,25 @@ def clip_uniform(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Str
     epoch is one number, or int64 [B] when the batch straddles an epoch's end. Raises ValueError for a number
     out of its range (see above); a tensor on a device is taken as is, for reading it back would stall.
     """
+    return philox_uniform(*clip_counters(seed, epoch, clip_index, stream, count))
+
+
+def clip_counters(
+    seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Stream, count: int
+) -> tuple[Tensor, Tensor]:
+    """Where clip_uniform draws: Philox keys [1 or B, 1] and offsets [B, count], int64. Raises ValueError as it does."""
     if not 0 < count <= 1 << 16:
         raise ValueError(f"count must lie in 1 ... 65536, got {count}")
     element = torch.arange(count, device=clip_index.device)
     key = torch.as_tensor(_key(seed, epoch), device=clip_index.device).reshape(-1, 1)  # [1 or B, 1]
-    offset = _offset(clip_index, stream).unsqueeze(-1) | element  # [B, count]
-    return philox_uniform(key, offset)
+    return key, _offset(clip_index, stream).unsqueeze(-1) | element  # [B, count]
+
+
+def require_ranges(seed: int, epoch: int | Tensor, clip_index: int | Tensor) -> None:
+    """Raise ValueError for a number that does not fit its bits (see above)."""
+    _require("seed", seed, bits=32)
+    _require("epoch", epoch, bits=31)
+    _require("clip_index", clip_index, bits=39)
 
 
 def frame_choice(seed: int, epoch: int | Tensor, clip_index: Integers, frames: int) -> Integers:

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cavmae_ds.kernels.launching import can_launch, launch
+
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
@@ -72,11 +74,10 @@ def philox_uniform(seed: Tensor, offset: Tensor) -> Tensor:
 
     The kernel runs on CUDA, and on the CPU when TRITON_INTERPRET=1 was set before import; else the reference.
     """
-    interpreted = not isinstance(_uniform_kernel, triton.JITFunction)
-    if not (offset.is_cuda or interpreted):
+    if not can_launch(offset):
         return uniform_reference(seed, offset)
     seed, offset = (x.contiguous() for x in torch.broadcast_tensors(seed, offset))
     out = torch.empty(offset.shape, dtype=torch.float32, device=offset.device)
     if count := out.numel():
-        _uniform_kernel[(triton.cdiv(count, BLOCK),)](seed, offset, out, count, BLOCK=BLOCK)
+        launch(_uniform_kernel, (triton.cdiv(count, BLOCK),), seed, offset, out, count, BLOCK=BLOCK)
     return out
