@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig
+from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both
+from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.model.cavmae import PretrainOutput
+from cavmae_ds.model.masking import MaskPlan
+from cavmae_ds.model.patches import Picture
 
 
 class Gathered(NamedTuple):
@@ -26,14 +30,6 @@ class Gathered(NamedTuple):
     """Row of this rank's first clip in them."""
 
 
-class Contrast(NamedTuple):
-    """What one contrastive comparison gives; both scalars."""
-
-    loss: Tensor
-    accuracy: Tensor
-    """Share of images whose most similar sound is their own; no gradient."""
-
-
 class PretrainLosses(NamedTuple):
     """Scalars of one micro-batch. Parts that are switched off are 0."""
 
@@ -45,21 +41,6 @@ class PretrainLosses(NamedTuple):
     contrastive: Tensor
     in_batch_accuracy: Tensor
     """See Contrast.accuracy: comparable only between equal numbers of candidates."""
-
-
-def masked_mse(prediction: Tensor, patches: Tensor, mask: Tensor, normalise: bool) -> Tensor:
-    """Mean squared error over hidden patches: prediction, patches [B, L, P]; mask [B, L], 1 = hidden.
-
-    With normalise each target patch is brought to mean 0 and variance 1 first (unbiased variance, plus 1e-6).
-    Computed in float32 or wider; scalar (spec/cav-mae.md 1.8). NaN when nothing is hidden.
-    """
-    wide = torch.promote_types(prediction.dtype, torch.float32)
-    target = patches.to(wide)
-    if normalise:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased, [B, L, 1]
-        target = (target - mean) / (variance + 1e-6).sqrt()
-    per_patch = (prediction.to(wide) - target).square().mean(-1)  # [B, L]
-    return (per_patch * mask).sum() / mask.sum()
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -85,18 +66,19 @@ def contrastive_loss(
     """InfoNCE of this rank's unit rows [B, D] against all candidates' [N, D], mean over the rank's clips.
 
     Clip i's partner is candidate first_row + i. direction v2a, the official one (spec/cav-mae.md 1.8): each
-    image finds its sound among all sounds; both: the mean of that and of each sound finding its image.
+    image finds its sound among all sounds; both: the mean of that and of each sound finding its image. As many
+    candidates as clips are the clips themselves: both directions then share one pass, and gradients go to the clips.
     """
-    partner = first_row + torch.arange(len(image), device=image.device)  # [B]
-    to_audio = image @ audio_all.T / temperature  # [B, N]
-    loss = F.cross_entropy(to_audio, partner)
-    accuracy = (to_audio.detach().argmax(1) == partner).to(loss.dtype).mean()
-    if direction == "both":
-        assert image_all is not None, "direction both compares with images too"
-        loss = (loss + F.cross_entropy(audio @ image_all.T / temperature, partner)) / 2
-    elif direction != "v2a":
+    if direction == "v2a":
+        return contrastive(image, audio_all, first_row, temperature)
+    if direction != "both":
         raise ValueError(f"contrastive.direction must be 'v2a' or 'both', got {direction!r}")
-    return Contrast(loss, accuracy)
+    assert image_all is not None, "direction both compares with images too"
+    if len(image) == len(audio_all):
+        return contrastive_both(audio, image, temperature)
+    to_audio = contrastive(image, audio_all, first_row, temperature)
+    to_image = contrastive(audio, image_all, first_row, temperature)
+    return Contrast((to_audio.loss + to_image.loss) / 2, to_audio.accuracy)
 
 
 def pretrain_losses(
@@ -109,12 +91,11 @@ def pretrain_losses(
 
     A loss whose weight is 0 is not computed: its output may be None and its value is 0.
     """
-    mae_audio = mae_image = contrastive = accuracy = torch.zeros((), device=output.audio_patches.device)
+    mae_audio = mae_image = contrastive = accuracy = torch.zeros((), device=output.audio.pixels.device)
     if loss_cfg.mae_weight:
         assert output.audio_prediction is not None and output.image_prediction is not None
-        (audio_plan, image_plan), normalise = output.plans, loss_cfg.normalise_pixels
-        mae_audio = masked_mse(output.audio_prediction, output.audio_patches, audio_plan.mask, normalise)
-        mae_image = masked_mse(output.image_prediction, output.image_patches, image_plan.mask, normalise)
+        mae_audio = _reconstruction(output.audio_prediction, output.audio, output.plans.audio, loss_cfg)
+        mae_image = _reconstruction(output.image_prediction, output.image, output.plans.image, loss_cfg)
     if loss_cfg.contrastive_weight:
         assert output.audio_pooled is not None and output.image_pooled is not None and gathered is not None
         contrastive, accuracy = contrastive_loss(
@@ -126,3 +107,8 @@ def pretrain_losses(
         )
     total = loss_cfg.mae_weight * (mae_audio + mae_image) + loss_cfg.contrastive_weight * contrastive
     return PretrainLosses(total, mae_audio, mae_image, contrastive, accuracy)
+
+
+def _reconstruction(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
+    pixels, grid, mean, std = picture
+    return masked_mse(prediction, pixels, plan.hidden, grid, mean, std, cfg.normalise_pixels)

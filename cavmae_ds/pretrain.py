@@ -17,6 +17,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import Batch, ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, gather_rows, open_world
@@ -77,14 +78,14 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
     world = open_world()
     try:
         torch.manual_seed(cfg.train.seed)
-        model = CAVMAE(cfg.model)
+        model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
         engine = build_engine(cfg, numbers, model, world)
         start = checkpoint.resume(engine, cfg, numbers, world)
         if world.is_first:
             cfg.run_dir.mkdir(parents=True, exist_ok=True)
             (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
         loader = open_loader(cfg, numbers, world, start)
-        front_end = FrontEnd(cfg.model, cfg.data, world.device)
+        front_end = FrontEnd(cfg.model, world.device)
         monitor = Monitor(cfg, numbers, world, start)
         try:
             yield Run(cfg, numbers, world, engine, front_end, loader, monitor, start)

@@ -6,3 +6,5 @@ ruff check .
 ruff format --check .
 mypy
 python -m pytest "$@"
+# Kernels on the CPU (skipped above, with a reason), and the official model's recorded outcomes through them.
+TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted tests/model/test_cavmae_golden.py

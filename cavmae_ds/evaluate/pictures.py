@@ -11,7 +11,8 @@ from torch import Tensor
 from cavmae_ds.config import RunConfig
 from cavmae_ds.data.normalise import denormalise_images
 from cavmae_ds.model.cavmae import PretrainOutput
-from cavmae_ds.model.patches import audio_grid, image_grid, unpatchify
+from cavmae_ds.model.masking import MaskPlan
+from cavmae_ds.model.patches import Picture, unpatchify
 
 COLUMNS = ("frame", "what is seen", "rebuilt", "log-mel", "what is heard", "rebuilt")
 
@@ -24,28 +25,16 @@ def draw_reconstructions(output: PretrainOutput, cfg: RunConfig, clips: int) -> 
     """
     if output.image_prediction is None or output.audio_prediction is None:
         raise ValueError("nothing was reconstructed: loss.mae_weight is 0")
-    images, audio = image_grid(cfg.model), audio_grid(cfg.model)
+    plans, normalised = output.plans, cfg.loss.normalise_pixels
     frames = [
-        _to_pixels(unpatchify(patches, images))
-        for patches in _stages(
-            output.image_patches,
-            output.image_prediction,
-            output.plans.image.mask,
-            cfg.loss.normalise_pixels,
-            clips,
-        )
+        _to_pixels(unpatchify(patches, output.image.grid))
+        for patches in _stages(output.image, output.image_prediction, plans.image, normalised, clips)
     ]  # 3 x [n, H, W, 3]
     mels = [
-        unpatchify(patches, audio)[:, 0].numpy()
-        for patches in _stages(
-            output.audio_patches,
-            output.audio_prediction,
-            output.plans.audio.mask,
-            cfg.loss.normalise_pixels,
-            clips,
-        )
+        unpatchify(patches, output.audio.grid)[:, 0].numpy()
+        for patches in _stages(output.audio, output.audio_prediction, plans.audio, normalised, clips)
     ]  # 3 x [n, mel, T]
-    return _draw(frames, mels, output.plans.image.mask, output.plans.audio.mask, cfg)
+    return _draw(frames, mels, plans.image.mask, plans.audio.mask, cfg)
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:
@@ -56,16 +45,17 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 
 def _stages(
-    patches: Tensor, prediction: Tensor, mask: Tensor, normalised: bool, clips: int
+    picture: Picture, prediction: Tensor, plan: MaskPlan, normalised: bool, clips: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Patches [n, L, P] as given, with hidden ones missing (NaN), and with hidden ones predicted; on the CPU."""
-    patches, prediction = patches[:clips].detach().float().cpu(), prediction[:clips].detach().float().cpu()
-    hidden = mask[:clips].cpu().bool()[..., None]  # [n, L, 1]
+    first = Picture(picture.pixels[:clips].cpu(), *picture[1:])
+    patches = first.patches(first.every_patch(), torch.float32)
+    hidden = plan.hidden[:clips].cpu()[..., None].expand(-1, -1, patches.shape[2])  # [n, H, P]
+    rebuilt = prediction[:clips].detach().float().cpu()  # [n, H, P]
     if normalised:
-        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        prediction = prediction * (variance + 1e-6).sqrt() + mean
-    seen = patches.masked_fill(hidden, torch.nan)
-    return patches, seen, torch.where(hidden, prediction, patches)
+        target = patches.gather(1, hidden)
+        rebuilt = rebuilt * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+    return patches, patches.scatter(1, hidden, torch.nan), patches.scatter(1, hidden, rebuilt)
 
 
 def _to_pixels(images: Tensor) -> np.ndarray:

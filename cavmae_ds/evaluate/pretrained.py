@@ -14,6 +14,7 @@ from cavmae_ds.checkpoint import read_weights
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import load_config
 from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.shards import check_shards
 from cavmae_ds.data.stream import Batch, EvaluationClips, collate
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
@@ -34,9 +35,9 @@ def load_pretrained(run_dir: Path) -> Pretrained:
     """The newest checkpoint of a run. Raises CheckpointError (none there) or ConfigError (no config.yaml there)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = load_config(run_dir / "config.yaml")
-    model = CAVMAE(cfg.model)
+    model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
     model.load_state_dict(read_weights(run_dir), strict=True)
-    return Pretrained(cfg, model.to(device).eval(), FrontEnd(cfg.model, cfg.data, device), device)
+    return Pretrained(cfg, model.to(device).eval(), FrontEnd(cfg.model, device), device)
 
 
 def evaluation_clips(pretrained: Pretrained, shards: str) -> EvaluationClips:

@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.normalise import Normalisation
+from cavmae_ds.kernels.unshuffle import unshuffle
 from cavmae_ds.model.blocks import Block, run_blocks
-from cavmae_ds.model.masking import MaskPlan, Plans
-from cavmae_ds.model.patches import (
-    PatchProjection,
-    audio_grid,
-    audio_to_patches,
-    image_grid,
-    patchify,
-    select,
-)
+from cavmae_ds.model.masking import Plans
+from cavmae_ds.model.patches import PatchProjection, Picture, audio_grid, image_grid, select
 from cavmae_ds.model.positions import position_table
+
+ALREADY_NORMALISED = Normalisation()
 
 
 class PretrainOutput(NamedTuple):
@@ -32,13 +29,13 @@ class PretrainOutput(NamedTuple):
     image_pooled: Tensor | None
     """[B, D] mean image token, the other side."""
     audio_prediction: Tensor | None
-    """[B, La, Pa] reconstructed audio patches, visible ones included."""
+    """[B, Ha, Pa] the hidden audio patches rebuilt, in the order of plans.audio.hidden (or all, if asked for)."""
     image_prediction: Tensor | None
-    """[B, Lv, Pv] reconstructed image patches."""
-    audio_patches: Tensor
-    """[B, La, Pa] the patches as given, in the input's dtype: the target before normalisation."""
-    image_patches: Tensor
-    """[B, Lv, Pv] likewise."""
+    """[B, Hv, Pv] likewise."""
+    audio: Picture
+    """The log-mels as given: the losses read their targets from them."""
+    image: Picture
+    """The images as given."""
     plans: Plans
     """Which patches were hidden."""
 
@@ -55,8 +52,10 @@ class Features(NamedTuple):
 class CAVMAE(nn.Module):
     """The official model: its parameter names, order and shapes, at any size the config allows."""
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, normalisation: Normalisation = ALREADY_NORMALISED):
+        """normalisation: what to do to the inputs' values; by default they come normalised."""
         super().__init__()
+        self.normalisation = normalisation
         self.audio_grid, self.image_grid = audio, image = audio_grid(cfg), image_grid(cfg)
         width, decoder_width, ratio = cfg.embed_dim, cfg.decoder_embed_dim, cfg.mlp_ratio
 
@@ -100,31 +99,28 @@ class CAVMAE(nn.Module):
         plans: Plans | None,
         mae: bool = True,
         contrastive: bool = True,
+        all_patches: bool = False,
     ) -> PretrainOutput | Features:
-        """Log-mels [B, frames, mel bins] and images [B, 3, H, W], normalised, to what the losses need.
+        """Log-mels [B, frames, mel bins] and images [B, 3, H, W] (uint8 or float) to what the losses need.
 
-        mae=False skips the decoder, contrastive=False the two pooled passes. Without plans nothing is hidden
-        and the outcome is Features: every way of running the model leads through here, because that is where
-        ZeRO-3 gathers the parameters. Raises ValueError for inputs of another size than the config's.
+        mae=False skips the decoder, contrastive=False the two pooled passes; all_patches predicts the visible patches
+        too, in the order of the picture. Without plans nothing is hidden and the outcome is Features: every way of
+        running the model leads through here, because that is where ZeRO-3 gathers the parameters. Raises ValueError
+        for inputs of another size than the config's.
         """
-        audio_patches = audio_to_patches(audio, self.audio_grid)  # [B, La, Pa]
-        image_patches = patchify(images, self.image_grid)  # [B, Lv, Pv]
-        a = self._audio_tower(audio_patches, plans and plans.audio.keep)  # [B, Ka, D]
-        v = self._image_tower(image_patches, plans and plans.image.keep)  # [B, Kv, D]
+        normal = self.normalisation
+        sound = Picture(audio, self.audio_grid, normal.audio_mean, normal.audio_std)
+        sight = Picture(images, self.image_grid, normal.image_mean, normal.image_std)
+        keep_a, keep_v = (plans.audio.keep, plans.image.keep) if plans else (sound.every_patch(), sight.every_patch())
+        a = self.patch_embed_a["proj"](sound, keep_a, self.pos_embed_a[0], self.modality_a[0, 0])  # [B, Ka, D]
+        v = self.patch_embed_v["proj"](sight, keep_v, self.pos_embed_v[0], self.modality_v[0, 0])  # [B, Kv, D]
+        a, v = run_blocks(self.blocks_a, a), run_blocks(self.blocks_v, v)
         if plans is None:
             return Features(self._audio_stream(a), self._image_stream(v))
         audio_pooled = self._audio_stream(a).mean(1) if contrastive else None  # [B, D]
         image_pooled = self._image_stream(v).mean(1) if contrastive else None  # [B, D]
-        audio_prediction, image_prediction = self._decode(a, v, plans) if mae else (None, None)
-        return PretrainOutput(
-            audio_pooled,
-            image_pooled,
-            audio_prediction,
-            image_prediction,
-            audio_patches,
-            image_patches,
-            plans,
-        )
+        audio_prediction, image_prediction = self._decode(a, v, plans, all_patches) if mae else (None, None)
+        return PretrainOutput(audio_pooled, image_pooled, audio_prediction, image_prediction, sound, sight, plans)
 
     def features(self, audio: Tensor, images: Tensor) -> Features:
         """Tokens of whole clips, unpooled, nothing hidden (spec/cav-mae.md 1.9, forward_feat)."""
@@ -163,51 +159,34 @@ class CAVMAE(nn.Module):
             nn.init.normal_(token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def _audio_tower(self, patches: Tensor, keep: Tensor | None) -> Tensor:
-        visible, position = _visible(patches, self.pos_embed_a, keep)
-        x = self.patch_embed_a["proj"](visible)
-        return run_blocks(self.blocks_a, x + position.to(x.dtype) + self.modality_a)
-
-    def _image_tower(self, patches: Tensor, keep: Tensor | None) -> Tensor:
-        visible, position = _visible(patches, self.pos_embed_v, keep)
-        x = self.patch_embed_v["proj"](visible)
-        return run_blocks(self.blocks_v, x + position.to(x.dtype) + self.modality_v)
-
     def _audio_stream(self, a: Tensor) -> Tensor:
         return self.norm_a(run_blocks(self.blocks_u, a, "a"))
 
     def _image_stream(self, v: Tensor) -> Tensor:
         return self.norm_v(run_blocks(self.blocks_u, v, "v"))
 
-    def _decode(self, a: Tensor, v: Tensor, plans: Plans) -> tuple[Tensor, Tensor]:
-        """Tower outputs [B, Ka, D], [B, Kv, D] to predictions [B, La, Pa], [B, Lv, Pv]."""
+    def _decode(self, a: Tensor, v: Tensor, plans: Plans, all_patches: bool) -> tuple[Tensor, Tensor]:
+        """Tower outputs [B, Ka, D], [B, Kv, D] to predictions [B, Ha, Pa], [B, Hv, Pv], hidden patches only."""
         joint = self.norm(run_blocks(self.blocks_u, torch.cat([a, v], dim=1)))
-        x = self.decoder_embed(joint)  # [B, Ka + Kv, E]
-        visible_audio, visible_image = x.split([a.shape[1], v.shape[1]], dim=1)
-        full_audio = _unshuffle(visible_audio, self.mask_token, plans.audio)  # [B, La, E]
-        full_image = _unshuffle(visible_image, self.mask_token, plans.image)  # [B, Lv, E]
-        full_audio = full_audio + self.decoder_pos_embed_a.to(x.dtype) + self.decoder_modality_a
-        full_image = full_image + self.decoder_pos_embed_v.to(x.dtype) + self.decoder_modality_v
-        x = torch.cat([full_audio, full_image], dim=1)  # [B, La + Lv, E]
-        x = self.decoder_norm(run_blocks(self.decoder_blocks, x))
+        x = unshuffle(
+            self.decoder_embed(joint),  # [B, Ka + Kv, E]
+            self.mask_token[0, 0],
+            self.decoder_pos_embed_a[0],
+            self.decoder_pos_embed_v[0],
+            self.decoder_modality_a[0, 0],
+            self.decoder_modality_v[0, 0],
+            plans.audio.restore,
+            plans.image.restore,
+            kept_a=a.shape[1],
+        )
+        x = run_blocks(self.decoder_blocks, x)  # [B, La + Lv, E]
         audio, image = x.split([self.audio_grid.patches, self.image_grid.patches], dim=1)
-        return self.decoder_pred_a(audio), self.decoder_pred_v(image)
+        if not all_patches:  # norm and heads see one token at a time: those without a loss are spared
+            audio, image = select(audio, plans.audio.hidden), select(image, plans.image.hidden)
+        return self.decoder_pred_a(self.decoder_norm(audio)), self.decoder_pred_v(self.decoder_norm(image))
 
 
 def count_parameters(cfg: ModelConfig) -> int:
     """Parameters of the model of this size, fixed position tables included; allocates nothing."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CAVMAE(cfg).parameters())
-
-
-def _visible(patches: Tensor, positions: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Patches [B, K, P] that are seen and their rows [B or 1, K, D] of the position table [1, L, D]."""
-    if keep is None:
-        return patches, positions
-    return select(patches, keep), positions[0][keep]
-
-
-def _unshuffle(visible: Tensor, mask_token: Tensor, plan: MaskPlan) -> Tensor:
-    """Visible tokens [B, K, E] back in their places, mask tokens in all others: [B, L, E]."""
-    masked = mask_token.to(visible.dtype).expand(len(visible), plan.hidden.shape[1], -1)
-    return select(torch.cat([visible, masked], dim=1), plan.restore)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cavmae_ds.clip_random import Stream, clip_uniform
+from cavmae_ds.clip_random import Stream
 from cavmae_ds.config import MaskConfig, ModelConfig
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.kernels.random_mask import random_mask, rank_by_noise
+from cavmae_ds.kernels.random_mask import structured as structured
 from cavmae_ds.model.patches import Grid, audio_grid, image_grid
 
 
@@ -42,18 +45,13 @@ def draw_plans(model: ModelConfig, mask: MaskConfig, seed: int, epoch: int | Ten
     epoch is one number or int64 [B], clip_index is int64 [B]; the plans lie on clip_index's device.
     """
     audio, image = audio_grid(model), image_grid(model)
-    noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_MASK, audio.patches)  # [B, L]
-    column_count, row_count = structured_counts(mask.audio_mode, mask.audio_ratio, audio)
-    if column_count or row_count:
-        column_noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_COLUMNS, audio.columns)
-        row_noise = clip_uniform(seed, epoch, clip_index, Stream.AUDIO_ROWS, audio.rows)
-        columns = column_noise.argsort(stable=True)[:, :column_count]
-        rows = row_noise.argsort(stable=True)[:, :row_count]
-        noise = structured(noise, columns, rows, audio)
-    image_noise = clip_uniform(seed, epoch, clip_index, Stream.IMAGE_MASK, image.patches)
+    columns, rows = structured_counts(mask.audio_mode, mask.audio_ratio, audio)
+    audio_kept = kept_patches(audio.patches, mask.audio_ratio)
+    image_kept = kept_patches(image.patches, mask.image_ratio)
+    draw = partial(random_mask, seed, epoch, clip_index)
     return Plans(
-        audio=plan_from_noise(noise, kept_patches(audio.patches, mask.audio_ratio)),
-        image=plan_from_noise(image_noise, kept_patches(image.patches, mask.image_ratio)),
+        audio=MaskPlan(*draw(audio, audio_kept, stream=Stream.AUDIO_MASK, columns=columns, rows=rows)),
+        image=MaskPlan(*draw(image, image_kept, stream=Stream.IMAGE_MASK)),
     )
 
 
@@ -73,8 +71,7 @@ def kept_patches(patches: int, ratio: float) -> int:
 
 def plan_from_noise(noise: Tensor, kept: int) -> MaskPlan:
     """Keep the `kept` patches with the smallest noise [B, L], in that order; equal noise goes by patch id."""
-    shuffle = noise.argsort(dim=1, stable=True)  # stable: the same plan on every device
-    return MaskPlan(keep=shuffle[:, :kept], hidden=shuffle[:, kept:], restore=shuffle.argsort(dim=1))
+    return MaskPlan(*rank_by_noise(noise, kept))
 
 
 def structured_counts(mode: str, ratio: float, grid: Grid) -> tuple[int, int]:
@@ -88,16 +85,3 @@ def structured_counts(mode: str, ratio: float, grid: Grid) -> tuple[int, int]:
     if mode == "tf":
         return int(grid.columns * ratio * 0.7), int(grid.rows * ratio * 0.7)
     raise ConfigError(f"mask.audio_mode must be one of unstructured, time, freq, tf, got {mode!r}")
-
-
-def structured(noise: Tensor, columns: Tensor, rows: Tensor, grid: Grid) -> Tensor:
-    """Lift the noise [B, L] of whole columns [B, C] and rows [B, R] above every other draw, so they go first.
-
-    The share hidden stays that of the ratio, so structure is a preference: patches beyond it are hidden at
-    random, and where it asks for too many, random ones of the chosen are kept.
-    """
-    clips = len(noise)
-    in_column = noise.new_zeros(clips, grid.columns).scatter(1, columns, 1.0)
-    in_row = noise.new_zeros(clips, grid.rows).scatter(1, rows, 1.0)
-    chosen = torch.maximum(in_row[:, :, None], in_column[:, None, :])  # [B, rows, columns]
-    return noise + chosen.flatten(1)  # noise lies in [0, 1): adding 1 lifts it and keeps its order

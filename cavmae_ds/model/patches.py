@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.kernels.embed_epilogue import embed_epilogue
+from cavmae_ds.kernels.patch_gather import patch_gather
 
 
 class Grid(NamedTuple):
@@ -85,17 +87,41 @@ def select(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
 
 
-class PatchProjection(torch.nn.Conv2d):
-    """The official patch convolution, applied to patches that are already cut out.
+class Picture(NamedTuple):
+    """One modality of a batch as it is stored, how it is cut, and how its values are normalised."""
 
-    Kernel and stride are the patch, so the convolution is one linear map of each patch; only visible patches
-    need it. A Conv2d by its parameters, for the official names and shapes.
+    pixels: Tensor
+    """Images [B, 3, H, W], uint8 or float, or log-mels [B, frames, mel bins], float."""
+    grid: Grid
+    mean: tuple[float, ...]
+    """Per channel; see data/normalise.py."""
+    std: tuple[float, ...]
+
+    def patches(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
+        """The normalised patches with ids keep [B, K] int64: [B, K, P]."""
+        return patch_gather(self.pixels, keep, self.grid, self.mean, self.std, dtype)
+
+    def every_patch(self) -> Tensor:
+        """The ids of all patches of each clip, in order: [B, L] int64."""
+        ids = torch.arange(self.grid.patches, device=self.pixels.device)
+        return ids.expand(len(self.pixels), -1).contiguous()
+
+
+class PatchProjection(torch.nn.Conv2d):
+    """The official patch convolution, applied to the patches that are visible.
+
+    Kernel and stride are the patch, so the convolution is one linear map of each patch. A Conv2d by its parameters,
+    for the official names and shapes.
     """
 
     def __init__(self, grid: Grid, width: int):
         super().__init__(grid.channels, width, kernel_size=grid.patch, stride=grid.patch)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patches [B, K, P] of any float dtype to tokens [B, K, D] in the weight's dtype."""
+    def forward(  # type: ignore[override]  # a Conv2d by its parameters only
+        self, picture: Picture, keep: Tensor, positions: Tensor, modality: Tensor
+    ) -> Tensor:
+        """Tokens [B, K, D] of the patches with ids keep [B, K], plus their rows of positions [L, D] and modality."""
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], values in the order of a patch
-        return torch.nn.functional.linear(patches.to(weight.dtype), weight, self.bias)
+        tokens = torch.nn.functional.linear(picture.patches(keep, weight.dtype), weight)
+        assert self.bias is not None
+        return embed_epilogue(tokens, self.bias, positions, modality, keep)

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.losses import own_candidates, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, count_parameters
 from cavmae_ds.model.masking import Plans, draw_plans
+from cavmae_ds.model.patches import audio_to_patches, patches_to_audio
 
 SMALL = dict(
     embed_dim=48,
@@ -101,13 +103,11 @@ def test_features_see_every_patch_and_agree_with_a_mask_that_hides_nothing():
 def test_what_is_hidden_cannot_be_seen_and_what_is_visible_is():
     model, audio, images, plans = small()
     before = model(audio, images, plans)
-    hidden = before.audio_patches.scatter(1, plans.audio.hidden[..., None].expand(-1, -1, 256), 1e3)
-    visible = before.audio_patches.scatter(1, plans.audio.keep[..., None].expand(-1, -1, 256), 1e3)
-    for patches, same in ((hidden, True), (visible, False)):
-        # undo the cut: [B, F * T, p * q] to [B, T * q, F * p]
-        changed = patches.reshape(3, 8, 6, 16, 16).permute(0, 2, 4, 1, 3).reshape(3, 96, 128)
-        after = model(changed, images, plans)
-        assert torch.equal(after.audio_patches, patches)
+    patches = audio_to_patches(audio, model.audio_grid)
+    hidden = patches.scatter(1, plans.audio.hidden[..., None].expand(-1, -1, 256), 1e3)
+    visible = patches.scatter(1, plans.audio.keep[..., None].expand(-1, -1, 256), 1e3)
+    for changed, same in ((hidden, True), (visible, False)):
+        after = model(patches_to_audio(changed, model.audio_grid).contiguous(), images, plans)
         for name in ("audio_pooled", "audio_prediction", "image_prediction"):
             assert torch.equal(getattr(after, name), getattr(before, name)) == same, name
 
@@ -125,8 +125,10 @@ def test_any_size_of_whole_patches_trains(sizes):
     output = model(audio, images, plans)
     losses = pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig())
     losses.total.backward()
-    assert output.audio_prediction.shape == output.audio_patches.shape
-    assert output.image_prediction.shape == output.image_patches.shape
+    assert output.audio_prediction.shape == (*plans.audio.hidden.shape, model.audio_grid.values)
+    assert output.image_prediction.shape == (*plans.image.hidden.shape, model.image_grid.values)
+    everything = model(audio, images, plans, all_patches=True)
+    assert everything.image_prediction.shape == (3, model.image_grid.patches, model.image_grid.values)
     assert losses.total.isfinite() and model.mask_token.grad.norm() > 0
 
 
@@ -162,7 +164,6 @@ def test_a_bf16_model_takes_fp32_inputs_and_its_losses_stay_close():
     for dtype in (torch.float32, torch.bfloat16):
         output = model.to(dtype)(audio, images, plans)
         assert output.audio_pooled.dtype == output.image_prediction.dtype == dtype
-        assert output.audio_patches.dtype == torch.float32
         losses.append(pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig()))
     exact, rounded = losses
     assert rounded.total.dtype == torch.float32
@@ -177,7 +178,21 @@ def test_counting_parameters_agrees_with_a_real_model():
 
 def test_inputs_of_another_size_are_refused():
     model, audio, images, plans = small()
-    with pytest.raises(ValueError, match=r"\(1, 128, 96\), got \[1, 128, 80\]"):
-        model(audio[:, :80], images, plans)
-    with pytest.raises(ValueError, match=r"\(3, 64, 64\), got \[3, 64, 48\]"):
-        model(audio, images[..., :48], plans)
+    with pytest.raises(ValueError, match=r"96, 128\].*\[3, 80, 128\]"):
+        model(audio[:, :80].contiguous(), images, plans)
+    with pytest.raises(ValueError, match=r"3, 64, 64\].*\[3, 3, 64, 48\]"):
+        model(audio, images[..., :48].contiguous(), plans)
+
+
+def test_raw_bytes_and_log_mels_give_what_normalised_inputs_give():
+    model, audio, images, plans = small()
+    pixels = (images * 50 + 128).clamp(0, 255).to(torch.uint8)
+    normal = training_normalisation()
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (normal.image_mean, normal.image_std))
+    normalised = model(audio, (pixels / 255 - mean) / std, plans)
+    model.normalisation = normal
+    raw = model(audio * normal.audio_std[0] + normal.audio_mean[0], pixels, plans)
+    for name in ("audio_pooled", "image_pooled", "audio_prediction", "image_prediction"):
+        torch.testing.assert_close(getattr(raw, name), getattr(normalised, name), atol=2e-5, rtol=2e-5)
+    totals = [pretrain_losses(x, own_candidates(x), LossConfig(), ContrastiveConfig()).total for x in (normalised, raw)]
+    torch.testing.assert_close(*totals)

@@ -1,7 +1,5 @@
 """The losses against their formulas, the official values, and one another across ranks."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +9,13 @@ from official import normals
 from cavmae_ds.config import ContrastiveConfig, LossConfig
 from cavmae_ds.losses import (
     contrastive_loss,
-    masked_mse,
     own_candidates,
     pretrain_losses,
     unit_rows,
 )
 from cavmae_ds.model.cavmae import PretrainOutput
 from cavmae_ds.model.masking import Plans, plan_from_noise
+from cavmae_ds.model.patches import Grid, Picture
 
 
 def make_output(clips: int = 3, dtype: torch.dtype = torch.float32) -> PretrainOutput:
@@ -27,43 +25,12 @@ def make_output(clips: int = 3, dtype: torch.dtype = torch.float32) -> PretrainO
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(clips, *shape, generator=random, dtype=dtype)
 
+    sound, sight = Grid(2, 4, 2, 1), Grid(2, 3, 2, 3)
     plans = Plans(plan_from_noise(draw(8), 2), plan_from_noise(draw(6), 3))
-    leaves = [x.requires_grad_() for x in (draw(12), draw(12), draw(8, 4), draw(6, 5))]
-    return PretrainOutput(*leaves, draw(8, 4), draw(6, 5), plans)
-
-
-@pytest.mark.parametrize("normalise", [False, True])
-def test_masked_mse_is_its_formula_patch_by_patch(normalise):
-    prediction, patches = torch.randn(2, 5, 7, dtype=torch.float64), torch.randn(2, 5, 7, dtype=torch.float64)
-    mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
-    errors = []
-    for clip, patch in mask.nonzero().tolist():
-        target = patches[clip, patch].tolist()
-        if normalise:
-            mean = sum(target) / 7
-            variance = sum((x - mean) ** 2 for x in target) / 6
-            target = [(x - mean) / math.sqrt(variance + 1e-6) for x in target]
-        guess = prediction[clip, patch].tolist()
-        errors.append(sum((a - b) ** 2 for a, b in zip(guess, target, strict=True)) / 7)
-    assert masked_mse(prediction, patches, mask, normalise).item() == pytest.approx(sum(errors) / 4, rel=1e-12)
-
-
-def test_visible_patches_have_no_part_in_the_loss_or_its_gradient():
-    prediction = torch.randn(2, 5, 7, requires_grad=True)
-    patches, mask = torch.randn(2, 5, 7), torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
-    loss = masked_mse(prediction, patches, mask, normalise=True)
-    loss.backward()
-    elsewhere = torch.where(mask[..., None] == 1, patches, 100.0)
-    assert masked_mse(prediction, elsewhere, mask, normalise=True) == loss
-    assert torch.equal(prediction.grad.abs().sum(-1) > 0, mask == 1)
-
-
-def test_a_bf16_prediction_is_compared_in_float32():
-    prediction = torch.randn(2, 5, 7).bfloat16()
-    patches, mask = torch.randn(2, 5, 7), torch.ones(2, 5)
-    loss = masked_mse(prediction, patches, mask, normalise=False)
-    assert loss.dtype == torch.float32
-    assert loss == masked_mse(prediction.float(), patches, mask, normalise=False)
+    leaves = [x.requires_grad_() for x in (draw(12), draw(12), draw(6, 4), draw(3, 12))]
+    audio = Picture(draw(8, 4), sound, (0.0,), (1.0,))
+    image = Picture(draw(3, 4, 6), sight, (0.0,) * 3, (1.0,) * 3)
+    return PretrainOutput(*leaves, audio, image, plans)
 
 
 def test_the_contrastive_loss_looks_from_image_to_sound_as_officially():

@@ -9,6 +9,7 @@ from cavmae_ds.config import ModelConfig
 from cavmae_ds.model.patches import (
     Grid,
     PatchProjection,
+    Picture,
     audio_grid,
     audio_to_patches,
     image_grid,
@@ -53,10 +54,12 @@ def test_a_log_mels_rows_are_mel_bands_and_its_columns_time():
 def test_only_visible_patches_are_embedded_and_as_the_convolution_would():
     grid = image_grid(ModelConfig())
     projection = PatchProjection(grid, width=32)
-    images, keep = torch.randn(2, 3, 224, 224), torch.randint(196, (2, 49))
+    images, keep = torch.randn(2, 3, 224, 224), torch.rand(2, 196).argsort(1)[:, :49].contiguous()
+    positions, modality = torch.randn(196, 32), torch.randn(32)
     everything = torch.nn.functional.conv2d(images, projection.weight, projection.bias, stride=16)
-    expected = select(everything.flatten(2).transpose(1, 2), keep)
-    torch.testing.assert_close(projection(select(patchify(images, grid), keep)), expected)
+    expected = select(everything.flatten(2).transpose(1, 2) + positions, keep) + modality
+    picture = Picture(images, grid, (0.0,) * 3, (1.0,) * 3)
+    torch.testing.assert_close(projection(picture, keep, positions, modality), expected)
 
 
 def test_a_picture_of_another_size_is_refused_with_both_sizes():

@@ -1,0 +1,53 @@
+"""One training step of CAV-MAE base as pretraining does it, without DeepSpeed: bf16 autocast, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
+from cavmae_ds.kernels.launching import references
+from cavmae_ds.losses import own_candidates, pretrain_losses
+from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
+from cavmae_ds.model.masking import draw_plans
+
+WAYS = "eager", "compile", "kernels", "kernels + compile"
+
+
+@contextmanager
+def training_step(
+    clips: int, way: str, device: str = "cuda", model_cfg: ModelConfig | None = None
+) -> Iterator[Callable[[], torch.Tensor]]:
+    """A function that does one whole step and gives its loss: masks, forward, losses, backward, AdamW.
+
+    way: references (eager, compile) or kernels, in a compiled model or as it is.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way must be one of {WAYS}, got {way!r}")
+    cfg, mask, loss, contrast = model_cfg or ModelConfig(), MaskConfig(), LossConfig(), ContrastiveConfig()
+    with ExitStack() as stack:
+        if "kernels" not in way:
+            stack.enter_context(references())
+        torch.manual_seed(0)
+        model = CAVMAE(cfg).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
+        audio = torch.randn(clips, cfg.audio_frames, cfg.mel_bins, device=device)
+        images = torch.randn(clips, 3, cfg.image_size, cfg.image_size, device=device)
+        clip_index = torch.arange(clips, device=device)
+        if "compile" in way:
+            model.compile()
+            stack.callback(torch.compiler.reset)
+
+        def step() -> torch.Tensor:
+            plans = draw_plans(cfg, mask, 0, 0, clip_index)
+            with torch.autocast(device, torch.bfloat16):
+                output: PretrainOutput = model(audio, images, plans)
+            total = pretrain_losses(output, own_candidates(output), loss, contrast).total
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return total.detach()
+
+        yield step
