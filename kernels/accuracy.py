@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Units in the last place. In float32 the order of a sum alone moves a few, and eager may be right by luck.
-SLACK = {torch.float32: 4, torch.bfloat16: 1, torch.float16: 1}
+# Units in the last place. In float32 the order of a sum alone moves a few, and eager may be right by luck. Triton 3.6's
+# interpreter cuts bfloat16 off instead of rounding it, and a gradient may be stored twice on its way: two units there.
+SLACK = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 1}
 
 
 class Deviation(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -24,10 +25,7 @@ def environment(scratch: Path) -> dict[str, str]:
 
 def command(ranks: int, script: Path, *arguments: str) -> list[str]:
     """The command line a user would type, without the shell."""
-    with socket.socket() as probe:  # a port of its own: other runs on this machine may hold DeepSpeed's default
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(port), str(script), *arguments]
+    return ["deepspeed", "--num_gpus", str(ranks), "--master_port", str(_free_port()), str(script), *arguments]
 
 
 def launch(
@@ -43,3 +41,18 @@ def launch(
         stderr=subprocess.STDOUT,
         timeout=seconds,
     )
+
+
+def _free_port() -> int:
+    """A port of its own for each run, for others on this machine may hold DeepSpeed's default.
+
+    From below the range that outgoing connections are given theirs from: some seconds pass until the ranks listen.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port between 20000 and 30000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint import full_weights
-from cavmae_ds.distributed import World, close_world, mean_over_ranks, open_world
+from cavmae_ds.distributed import World, barrier, close_world, mean_over_ranks, open_world
 from cavmae_ds.engine import build_engine
 from cavmae_ds.losses import pretrain_losses
 from cavmae_ds.model.masking import draw_plans
@@ -58,7 +59,12 @@ def main() -> None:
                 result = train(world, stage, *variant)
                 if world.is_first:
                     torch.save(result, folder / f"{name}-zero{stage}-ranks{world.size}.pt")
+    barrier()
     close_world()
+    # Twelve engines lived in this process, and gloo's threads now and then abort a process that tears down so many
+    # ("terminate called without an active exception", after all is saved): leave without it.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
