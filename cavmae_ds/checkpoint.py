@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.distributed import World, barrier, from_first_rank
+from cavmae_ds.durable import flush
 from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def save(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World, step: i
     if world.is_first:
         _write_manifest(partial, step, cfg.train.global_batch, world, _identity(cfg, numbers))
         partial.rename(final)
-        _flush(root)
+        flush(root)
         for old in whole_checkpoints(cfg.run_dir)[: -cfg.checkpoint.keep_last]:
             _remove(old)
     barrier()
@@ -123,7 +123,7 @@ def _write_manifest(folder: Path, step: int, global_batch: int, world: World, id
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*files, folder / MANIFEST, folder):
-        _flush(path)
+        flush(path)
 
 
 def _check_fits(manifest: dict[str, Any], identity: dict[str, Any], world: World, folder: Path) -> None:
@@ -155,12 +155,3 @@ def _remove(folder: Path) -> None:
     doomed = folder.with_name(folder.name + _PARTIAL)
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -75,9 +75,7 @@ def barrier() -> None:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of a small tensor over all ranks, on every rank; float32 or wider."""
-    total = values.clone()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
-    return total / dist.get_world_size()
+    return sum_over_ranks(values) / dist.get_world_size()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

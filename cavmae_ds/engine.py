@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from cavmae_ds.config import RunConfig
@@ -57,8 +56,3 @@ def freeze_unused(model: CAVMAE, cfg: RunConfig) -> None:
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
-
-
-def parameter_dtype(cfg: RunConfig) -> torch.dtype:
-    """What weights and activations are stored in."""
-    return torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32

@@ -11,24 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Grid(NamedTuple):
-    """How an input is cut, as in model/patches.py, which needs more packages than a bare GPU machine has."""
-
-    rows: int
-    columns: int
-    patch: int
-    channels: int
-
-    @property
-    def patches(self) -> int:
-        """Number of patches, L."""
-        return self.rows * self.columns
-
-    @property
-    def values(self) -> int:
-        """Values per patch, P."""
-        return self.patch * self.patch * self.channels
+from cavmae_ds.kernels.grid import Grid
 
 
 class Part(NamedTuple):

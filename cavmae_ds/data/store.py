@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from cavmae_ds.durable import flush
 from cavmae_ds.errors import DataError
 
 
@@ -84,16 +85,16 @@ class LocalStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         temporary.write_bytes(content)
-        _sync(temporary)
+        flush(temporary)
         temporary.replace(target)
-        _sync(target.parent)
+        flush(target.parent)
 
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in folder.iterdir():
-            _sync(file)
-        _sync(folder)
+            flush(file)
+        flush(folder)
         folder.replace(self.root / name)  # all files at once, so `last` needs no care here
-        _sync(self.root)
+        flush(self.root)
 
     @contextmanager
     def building(self) -> Iterator[Path]:
@@ -195,12 +196,3 @@ class S3Store:
 
 def _missing(url: str, name: str) -> DataError:
     return DataError(f"{name} is missing in {url}; it is written by `cavmae prepare` when all has gone well")
-
-
-def _sync(path: Path) -> None:
-    """Makes a file or a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
