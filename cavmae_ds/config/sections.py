@@ -128,7 +128,7 @@ class DataConfig(Section):
     train: str = ""
     """Folder or s3:// address of the training shards (written by `cavmae prepare`)."""
     cache: Folder | None = None
-    """Folder on local disk for shards fetched from a bucket; when unset, one in the temporary folder."""
+    """Folder on local disk for shards fetched from a bucket; when unset, the temporary folder."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Decoding processes of each rank; 0 decodes in the training process."""
     shuffle: bool = True

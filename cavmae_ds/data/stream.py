@@ -227,9 +227,10 @@ def micro_batches(loader: DataLoader) -> Iterator[Batch]:
 def _places(address: str, cache: Path | None) -> dict[str, Any]:
     """Where streaming looks: a local folder is read in place; a bucket is fetched into the cache and verified.
 
-    Without a chosen cache it is a folder in the temporary folder that belongs to this address.
+    Each address has a folder of its own in the chosen cache, or else in the temporary folder: evaluation must never
+    find the training set's shards.
     """
     if "://" not in address:
         return {"remote": None, "local": address}
-    own = Path(tempfile.gettempdir()) / f"cavmae-shards-{sha256(address.encode()).hexdigest()[:16]}"
-    return {"remote": address, "local": str(cache or own), "validate_hash": "xxh3_64"}
+    own = f"cavmae-shards-{sha256(address.encode()).hexdigest()[:16]}"
+    return {"remote": address, "local": str((cache or Path(tempfile.gettempdir())) / own), "validate_hash": "xxh3_64"}

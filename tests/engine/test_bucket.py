@@ -68,6 +68,8 @@ def test_two_ranks_pretrain_in_bf16_from_a_bucket_and_show_what_they_do(stage, b
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "retrieval among 24 clips" in shown.stdout
+    (fetched,) = (tmp_path / "cache").iterdir()  # a folder of this address alone: training and evaluation share it
+    assert (fetched / "index.json").is_file()
 
 
 def _sizes() -> dict:
