@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cavmae_ds import checkpoint
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
-from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.order import EpochShape
-from cavmae_ds.data.stream import Batch, ClipStream, micro_batches, training_loader
+from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, gather_rows, open_world
 from cavmae_ds.engine import build_engine
 from cavmae_ds.losses import Gathered, own_candidates, pretrain_losses
@@ -43,18 +42,14 @@ class Run:
     monitor: Monitor
     start: int  # optimizer steps already done
 
-    def keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Epoch and clip index [B] on the device: what a clip's randomness hangs on."""
-        return batch.epoch.to(self.world.device), batch.clip_index.to(self.world.device)
-
 
 def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
     """Train from the newest checkpoint in the run folder, or from the start, to the end of the run."""
     with open_run(cfg, numbers) as run:
         step = run.start
-        for batch in run.monitor.timed(micro_batches(run.loader) if step < run.numbers.total_steps else ()):
-            audio, images = run.front_end(batch)
-            plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *run.keys(batch))
+        batches = run.monitor.timed(micro_batches(run.loader) if step < run.numbers.total_steps else ())
+        for audio, images, keys, batch in ahead(batches, run.front_end):
+            plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *keys)
             output = run.engine(
                 audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
             )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
 import torch
 from torch import Tensor
 
@@ -9,17 +13,78 @@ from cavmae_ds.config import ModelConfig
 from cavmae_ds.data.spectrogram import LogMel
 from cavmae_ds.data.stream import Batch
 
+Item = TypeVar("Item")
+
 
 class FrontEnd:
     """Batch -> raw log-mel [B, T, mel] float32 and frames [B, 3, H, W] uint8 on the device; the model normalises."""
 
     def __init__(self, model: ModelConfig, device: torch.device):
-        self._frames, self._device = model.audio_frames, device
+        self.device = device
+        self._frames = model.audio_frames
         self._log_mel = LogMel(device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         waveform, n_samples, images = (
-            part.to(self._device, non_blocking=True) for part in (batch.audio, batch.n_samples, batch.images)
+            part.to(self.device, non_blocking=True) for part in (batch.audio, batch.n_samples, batch.images)
         )
         return self._log_mel(waveform, n_samples, self._frames), images
+
+
+class Ready(NamedTuple):
+    """A micro-batch of B clips on the device, beside what the loader gave."""
+
+    audio: Tensor  # [B, T, mel] float32, raw log-mel
+    images: Tensor  # [B, 3, H, W] uint8
+    keys: tuple[Tensor, Tensor]  # epoch and clip index, [B] int64 each: what a clip's randomness hangs on
+    batch: Batch
+
+
+def ahead(batches: Iterable[Batch], front_end: FrontEnd) -> Iterator[Ready]:
+    """The batches, in order, ready for the model.
+
+    On a GPU batch k + 1 is copied and its log-mel computed on a stream of its own while the model works on batch k;
+    it takes the memory of one more batch. Elsewhere nothing runs at the same time, so nothing is done before it is
+    asked for. What `batches` raises comes out after the batches before it.
+    """
+    if front_end.device.type != "cuda":
+        yield from (_ready(batch, front_end) for batch in batches)
+        return
+    side = torch.cuda.Stream(front_end.device)
+    side.wait_stream(torch.cuda.current_stream(front_end.device))  # the front end's constants are written there
+
+    def begin(batch: Batch) -> tuple[Ready, torch.cuda.Event]:
+        with torch.cuda.stream(side):
+            return _ready(batch, front_end), side.record_event()
+
+    for ready, done in one_ahead(map(begin, batches)):
+        model = torch.cuda.current_stream(front_end.device)
+        model.wait_event(done)
+        # The memory belongs to the side stream, which must not write there again before the model has read.
+        for tensor in (ready.audio, ready.images, *ready.keys):
+            tensor.record_stream(model)
+        yield ready
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each given when the one after it is there too; an error is raised where it occurred."""
+    held: deque[Item] = deque()
+    failure = None
+    try:
+        for item in items:
+            held.append(item)
+            if len(held) > 1:
+                yield held.popleft()
+    except Exception as error:
+        failure = error
+    yield from held
+    if failure is not None:
+        raise failure
+
+
+def _ready(batch: Batch, front_end: FrontEnd) -> Ready:
+    # Pinned memory is safe to let go of: PyTorch's host allocator waits for the copies that read from it.
+    audio, images = front_end(batch)
+    epoch, clip_index = (key.to(front_end.device, non_blocking=True) for key in (batch.epoch, batch.clip_index))
+    return Ready(audio, images, (epoch, clip_index), batch)
