@@ -26,7 +26,15 @@ class Store(Protocol):
         """All objects whose names begin with `prefix`, sorted."""
         ...
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of each object whose name begins with `prefix`."""
+        ...
+
     def exists(self, name: str) -> bool: ...
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start to stop of an object, fewer where it ends before. Raises DataError when it is not there."""
+        ...
 
     def get_bytes(self, name: str) -> bytes:
         """Content of an object. Raises DataError naming it when it is not there."""
@@ -65,16 +73,28 @@ class LocalStore:
         self.url = str(root)
 
     def names(self, prefix: str) -> list[str]:
-        files = (path for path in self.root.rglob("*") if path.is_file())
-        names = (path.relative_to(self.root).as_posix() for path in files)
-        return sorted(name for name in names if name.startswith(prefix))
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        files = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*") if path.is_file()}
+        return {name: path.stat().st_size for name, path in files.items() if name.startswith(prefix)}
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
 
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        with self._plain_errors(name), (self.root / name).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def get_bytes(self, name: str) -> bytes:
-        try:
+        with self._plain_errors(name):
             return (self.root / name).read_bytes()
+
+    @contextmanager
+    def _plain_errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError as error:
             raise _missing(self.url, name) from error
         except OSError as error:
@@ -135,13 +155,21 @@ class S3Store:
             self._client.head_bucket(Bucket=bucket)
 
     def names(self, prefix: str) -> list[str]:
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
         start = len(self._key(""))
         with self._plain_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            return sorted(entry["Key"][start:] for page in pages for entry in page.get("Contents", []))
+            return {entry["Key"][start:]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
 
     def exists(self, name: str) -> bool:
         return name in self.names(name)
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        with self._plain_errors(name):
+            wanted = f"bytes={start}-{stop - 1}"
+            return self._client.get_object(Bucket=self.bucket, Key=self._key(name), Range=wanted)["Body"].read()
 
     def get_bytes(self, name: str) -> bytes:
         with self._plain_errors(name):

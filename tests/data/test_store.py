@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from streaming import StreamingDataset
 
-from cavmae_ds.data.prepare import PrepareSettings, prepare
+from cavmae_ds.data.prepare import prepare
 from cavmae_ds.data.schema import audio_of
+from cavmae_ds.data.settings import PrepareSettings
 from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import DataError
 from tests.data.media_files import numbered_video
@@ -40,11 +41,16 @@ def test_what_is_put_is_listed_and_read_back(url, tmp_path):
     assert (store.exists("a.json"), store.exists("a.jso"), store.exists("part-0")) == (True, False, False)
     assert store.get_bytes("a.json") == b"new"
     assert store.get_bytes("part-0/two") == b"2" * 100_000
+    assert store.sizes("part-") == {"part-0/one": 1, "part-0/two": 100_000}
+    assert store.get_range("a.json", 1, 3) == b"ew"
+    assert store.get_range("a.json", 1, 99) == b"ew"
 
 
 def test_a_missing_object_is_named(url):
     with pytest.raises(DataError, match=r"index\.json is missing in .*(store|prefix)"):
         open_store(url).get_bytes("index.json")
+    with pytest.raises(DataError, match=r"index\.json is missing in .*(store|prefix)"):
+        open_store(url).get_range("index.json", 0, 4)
 
 
 def test_an_address_of_another_kind_is_refused():
