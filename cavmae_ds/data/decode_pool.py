@@ -3,55 +3,63 @@
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from cavmae_ds.data.inputs import Input
-from cavmae_ds.data.media import read_clip
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import ClipRecord
-from cavmae_ds.data.settings import ClipSettings
+from cavmae_ds.data.settings import BuildSettings
 
 CLIPS_AHEAD_PER_WORKER = 8  # decoded or being decoded, waiting for their turn: about half a megabyte each
+
+# The clip of an input, or ClipRejected raised. Called in another process: a function of a module, that it can import.
+Reader = Callable[[Any, Any], ClipRecord]  # (a kind of Input, its kind of BuildSettings)
+Sample = dict[str, Any]  # a clip as MDSWriter takes it
 
 log = logging.getLogger(__name__)
 
 
 def decode_in_order(
-    inputs: Iterable[Input], settings: ClipSettings, time_limit_s: float, workers: int
-) -> Generator[tuple[Input, ClipRecord | ClipRejected], None, None]:
+    read: Reader, inputs: Iterable[Input], settings: BuildSettings, workers: int
+) -> Generator[tuple[Input, Sample | ClipRejected], None, None]:
     """Each input with its clip or the reason there is none, in the order given, whatever the workers do."""
     # Spawned, not forked: the parent runs threads, and a worker needs none of the parent's memory.
     pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"))
     left = iter(inputs)
-    ahead: deque[tuple[Input, Future[ClipRecord]]] = deque()
+    ahead: deque[tuple[Input, Future[Sample]]] = deque()
     try:
         while True:
             for item in islice(left, CLIPS_AHEAD_PER_WORKER * workers - len(ahead)):
-                ahead.append((item, _begin(pool, item, settings, time_limit_s)))
+                ahead.append((item, _begin(pool, read, item, settings)))
             if not ahead:
                 return
             item, task = ahead.popleft()
-            yield item, _result(task, item, time_limit_s)
+            yield item, _result(task, item, settings.time_limit_s)
     finally:
         pool.stop()
         pool.join()
 
 
-def _begin(pool: ProcessPool, item: Input, settings: ClipSettings, time_limit_s: float) -> Future[ClipRecord]:
+def _begin(pool: ProcessPool, read: Reader, item: Input, settings: BuildSettings) -> Future[Sample]:
     if item.rejected:
-        known: Future[ClipRecord] = Future()
+        known: Future[Sample] = Future()
         known.set_exception(item.rejected)
         return known
-    arguments = (item.path, item.clip_id, item.source, item.labels, settings)
-    return pool.schedule(read_clip, arguments, timeout=time_limit_s)
+    return pool.schedule(_read, (read, item, settings), timeout=settings.time_limit_s)
 
 
-def _result(task: Future[ClipRecord], item: Input, time_limit_s: float) -> ClipRecord | ClipRejected:
+def _read(read: Reader, item: Input, settings: BuildSettings) -> Sample:
+    """Runs in a worker, which also encodes: the one process that writes has nothing to compute."""
+    return read(item, settings).to_mds(settings.audio_codec)
+
+
+def _result(task: Future[Sample], item: Input, time_limit_s: float) -> Sample | ClipRejected:
     try:
         return task.result()
     except ClipRejected as rejected:

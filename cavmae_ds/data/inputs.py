@@ -2,9 +2,10 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.errors import DataError
@@ -19,18 +20,28 @@ CSV_COLUMNS = ("path", "labels")
 Row = tuple[str, tuple[str, ...]]  # a path as written, and its class names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Input:
-    """One video to prepare. `source` is its name as the folder, list or table gives it."""
+    """One thing to make a clip of. `source` is its name as the user's folder, list or table gives it."""
 
     clip_id: str
     source: str
-    path: Path
     labels: tuple[int, ...] = ()
-    rejected: ClipRejected | None = None  # already known without opening the file
+    weight: float | None = None  # of the clip in balanced sampling, where one was given; None: computed from the labels
+    rejected: ClipRejected | None = None  # already known without opening a file
 
 
-def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Input], tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class VideoInput(Input):
+    """One video to prepare."""
+
+    path: Path
+
+
+AnyInput = TypeVar("AnyInput", bound=Input)
+
+
+def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[VideoInput], tuple[str, ...]]:
     """All inputs sorted by clip id, and the class names that their label numbers stand for.
 
     A folder is searched recursively for MEDIA_SUFFIXES (hidden names are skipped). A .txt holds one path a
@@ -60,10 +71,10 @@ def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Input
             raise DataError(f"{source}: {name} has the label {unknown[0]!r}, which the class list lacks")
         inputs.append(_input(root, name, tuple(sorted({number[label] for label in labels}))))
     inputs.sort(key=lambda item: (item.clip_id, item.source))
-    return list(_without_duplicates(inputs)), names
+    return list(without_duplicates(inputs)), names
 
 
-def _input(root: Path, name: str, labels: tuple[int, ...]) -> Input:
+def _input(root: Path, name: str, labels: tuple[int, ...]) -> VideoInput:
     path = Path(os.path.normpath((root / name).absolute()))
     shown = PurePosixPath(name)
     if shown.is_absolute() and path.is_relative_to(root.absolute()):
@@ -73,11 +84,12 @@ def _input(root: Path, name: str, labels: tuple[int, ...]) -> Input:
     rejected = None
     if printable != clip_id:
         rejected = ClipRejected(RejectCode.UNREADABLE, "the name is not valid UTF-8")
-    return Input(printable, name.encode("utf-8", "backslashreplace").decode(), path, labels, rejected)
+    shown_source = name.encode("utf-8", "backslashreplace").decode()
+    return VideoInput(clip_id=printable, source=shown_source, path=path, labels=labels, rejected=rejected)
 
 
-def _without_duplicates(inputs: list[Input]) -> Iterator[Input]:
-    """The first of several inputs with one clip id stays; the others are marked as rejected."""
+def without_duplicates(inputs: Iterable[AnyInput]) -> Iterator[AnyInput]:
+    """Of neighbours with one clip id the first stays; the others are marked as rejected."""
     first = None
     for item in inputs:
         if first and item.clip_id == first.clip_id:

@@ -18,10 +18,11 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
+from cavmae_ds.data.inputs import VideoInput
 from cavmae_ds.data.pictures import encode_frame, pick_frames
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, ClipRecord
-from cavmae_ds.data.settings import MIN_COMMON_SECONDS, ClipSettings
+from cavmae_ds.data.settings import MIN_COMMON_SECONDS, PrepareSettings
 from cavmae_ds.data.sound import read_sound
 
 MIN_SHARE_OF_DECLARED = 0.9
@@ -68,13 +69,13 @@ class Track:
         return float((self.stream.duration or 0) * (self.stream.time_base or 0))
 
 
-def read_clip(path: Path, clip_id: str, source: str, labels: tuple[int, ...], settings: ClipSettings) -> ClipRecord:
+def read_clip(item: VideoInput, settings: PrepareSettings) -> ClipRecord:
     """Decodes the first `settings.clip_seconds` of a video into a record.
 
     Frame i is the one on screen at t0 + i * D / 10, D = min(length of the picture, clip_seconds). A single
     picture under a longer sound counts as a still that stays on screen. Raises ClipRejected.
     """
-    with _opened(path) as container:
+    with _opened(item.path) as container:
         video, audio = _tracks(container, settings)
         _read_packets(container, video, audio, settings)
         _refuse_truncated(container, video, audio, settings)
@@ -103,13 +104,13 @@ def read_clip(path: Path, clip_id: str, source: str, labels: tuple[int, ...], se
         ClipFlag.VARIABLE_RATE: _rate_varies(video),
     }
     return ClipRecord(
-        clip_id=clip_id,
-        source=source,
+        clip_id=item.clip_id,
+        source=item.source,
         start_s=round(start_s - source_start_s, 6),
         audio=sound.samples,
         frames=tuple(encode_frame(frame, settings.frame_size, settings.jpeg_quality) for _, frame in frames),
         frame_times=times_s,
-        labels=np.array(labels, np.int32),
+        labels=np.array(item.labels, np.int32),
         flags=ClipFlag(sum(flag for flag, applies in unusual.items() if applies)),
     )
 
@@ -135,7 +136,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         yield container
 
 
-def _tracks(container: InputContainer, settings: ClipSettings) -> tuple[Track, Track]:
+def _tracks(container: InputContainer, settings: PrepareSettings) -> tuple[Track, Track]:
     """The first picture track and the first sound track."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     audios = container.streams.audio
@@ -155,7 +156,7 @@ def _tracks(container: InputContainer, settings: ClipSettings) -> tuple[Track, T
     return Track(videos[0]), Track(audios[0])
 
 
-def _read_packets(container: InputContainer, video: Track, audio: Track, settings: ClipSettings) -> None:
+def _read_packets(container: InputContainer, video: Track, audio: Track, settings: PrepareSettings) -> None:
     """Fills both tracks up to the end of the clip. Stops early where the file does: see _refuse_truncated."""
     tracks = {track.stream.index: track for track in (video, audio)}
     held_bytes = 0
@@ -177,7 +178,7 @@ def _read_packets(container: InputContainer, video: Track, audio: Track, setting
                 raise ClipRejected(RejectCode.TOO_LARGE, f"more than {MAX_CLIP_BYTES / 2**20:.0f} MiB in one clip")
 
 
-def _refuse_truncated(container: InputContainer, video: Track, audio: Track, settings: ClipSettings) -> None:
+def _refuse_truncated(container: InputContainer, video: Track, audio: Track, settings: PrepareSettings) -> None:
     starts_s = [track.start_s for track in (video, audio) if track.times_s]
     reached_s = max(video.end_s, audio.end_s) - min(starts_s) if starts_s else 0.0
     claims = [((container.duration or 0) / av.time_base, reached_s)]
@@ -188,7 +189,7 @@ def _refuse_truncated(container: InputContainer, video: Track, audio: Track, set
             raise ClipRejected(RejectCode.TRUNCATED, f"declares {declared_s:.2f} s but only {read_s:.2f} s are there")
 
 
-def _clip_span(video: Track, audio: Track, settings: ClipSettings) -> tuple[float, float]:
+def _clip_span(video: Track, audio: Track, settings: PrepareSettings) -> tuple[float, float]:
     """t0 on the file's clock and the length D of the picture, both in seconds."""
     if not video.times_s:
         raise ClipRejected(RejectCode.NO_VIDEO, "the picture track is empty")

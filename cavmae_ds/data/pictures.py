@@ -55,13 +55,17 @@ def _decoded(stream: Stream, packets: list[Packet]) -> Iterator[VideoFrame | Non
 
 
 def encode_frame(frame: VideoFrame, size: int, quality: int) -> bytes:
-    """Upright RGB, shorter side scaled to `size` pixels, centre cut out, as a 4:2:0 JPEG file.
+    """The frame as a player shows it, as a JPEG file: see encode_picture."""
+    rgb = frame.to_ndarray(format="rgb24", threads=1)  # [H, W, 3]
+    return encode_picture(np.rot90(rgb, round(frame.rotation / 90)), size, quality)  # both turn counter-clockwise
+
+
+def encode_picture(rgb: np.ndarray, size: int, quality: int) -> bytes:
+    """uint8 [H, W, 3] RGB, shorter side scaled to `size` pixels, centre cut out, as a 4:2:0 JPEG file.
 
     PIL's antialiased bilinear filter, as the official preparation uses (spec cav-mae.md 3.2).
     """
-    rgb = frame.to_ndarray(format="rgb24", threads=1)  # [H, W, 3]
-    upright = np.rot90(rgb, round(frame.rotation / 90))  # both turn counter-clockwise
-    image = Image.fromarray(np.ascontiguousarray(upright))
+    image = Image.fromarray(np.ascontiguousarray(rgb))
     short = min(image.size)
     width, height = (size * side // short for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)

@@ -28,6 +28,7 @@ class RejectCode(str, Enum):
     SILENT_AUDIO = "silent_audio", "every sample of the sound is zero"
     TIMEOUT = "timeout", "decoding took longer than the time limit"
     WORKER_CRASHED = "worker_crashed", "the process decoding it died or failed in an unforeseen way"
+    UNKNOWN_LABEL = "unknown_label", "the label CSV does not have one of its labels"
     DUPLICATE_ID = "duplicate_id", "another input has the same name without its suffix"
 
 

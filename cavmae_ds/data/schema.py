@@ -6,12 +6,14 @@ Source of the columns: spec data-path.md section 5.
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
+import soundfile
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,12 +23,16 @@ SCHEMA_VERSION: Literal[1] = 1
 AUDIO_RATE_HZ = 16_000
 CLIP_SECONDS = 10.0
 FRAMES_PER_CLIP = 10
+FLAC_MAGIC = b"fLaC"
+
+AudioCodec = Literal["pcm16", "flac"]
+FrameRule = Literal["time", "official", "given"]
 
 MDS_COLUMNS = {
     "clip_id": "str",
     "source": "str",
     "start_s": "float64",
-    "audio": "bytes",
+    "audio": "bytes",  # little-endian int16, or a FLAC file of the same samples
     "n_samples": "uint32",
     "frames": "bytes",
     "frame_offsets": f"ndarray:uint32:{FRAMES_PER_CLIP + 1}",
@@ -66,14 +72,14 @@ class ClipRecord:
     labels: np.ndarray
     flags: ClipFlag
 
-    def to_mds(self) -> dict[str, Any]:
+    def to_mds(self, audio_codec: AudioCodec = "pcm16") -> dict[str, Any]:
         """The sample for `MDSWriter(columns=MDS_COLUMNS)`."""
         offsets = np.cumsum([0, *map(len, self.frames)], dtype=np.uint32)  # [FRAMES_PER_CLIP + 1]
         return {
             "clip_id": self.clip_id,
             "source": self.source,
             "start_s": self.start_s,
-            "audio": self.audio.astype("<i2").tobytes(),
+            "audio": _flac(self.audio) if audio_codec == "flac" else self.audio.astype("<i2").tobytes(),
             "n_samples": len(self.audio),
             "frames": b"".join(self.frames),
             "frame_offsets": offsets,
@@ -84,11 +90,26 @@ class ClipRecord:
 
 
 def audio_of(sample: Mapping[str, Any]) -> np.ndarray:
-    """Sound of an MDS sample: int16 [n], read-only. Raises DataError when its length is not n_samples."""
+    """Sound of an MDS sample: int16 [n]. Raises DataError when it is not n_samples of sound.
+
+    The bytes tell which codec it is; plain samples that happen to begin like a FLAC file are still read as such.
+    """
     audio, expected = sample["audio"], int(sample["n_samples"])
+    if audio.startswith(FLAC_MAGIC):
+        with suppress(soundfile.SoundFileError):
+            samples, rate_hz = soundfile.read(io.BytesIO(audio), dtype="int16")
+            if samples.shape == (expected,) and rate_hz == AUDIO_RATE_HZ:
+                return samples
     if len(audio) != 2 * expected:
-        raise _damaged(sample, f"has {len(audio)} bytes of sound, expected {2 * expected}")
+        raise _damaged(sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
     return np.frombuffer(audio, "<i2")
+
+
+def _flac(samples: np.ndarray) -> bytes:
+    """A FLAC file of int16 [n] samples, lossless."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, AUDIO_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
@@ -139,20 +160,28 @@ def _damaged(sample: Mapping[str, Any], what: str) -> DataError:
     return DataError(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
 
 
-class Manifest(BaseModel):
-    """manifest.json: how every clip of a data set was made, and how many there are."""
+class DataSetFacts(BaseModel):
+    """What holds for every clip of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    audio_codec: Literal["pcm16"] = "pcm16"
+    audio_codec: AudioCodec = "pcm16"
     audio_rate_hz: int = AUDIO_RATE_HZ
     channel: Literal["first", "mean"]
     clip_seconds: float
+    windows: bool = False  # longer inputs were cut into clips of this length; else only their beginning is here
     frame_size: int  # pixels, height = width
     frames_per_clip: int = FRAMES_PER_CLIP
-    jpeg_quality: int
+    frame_rule: FrameRule = "time"  # how the frames were chosen; "given": not by us
+    jpeg_quality: int | None  # None: images are stored as they came
     classes: tuple[str, ...]  # label k of a clip means classes[k]
+    class_ids: tuple[str, ...] = ()  # official id (mid) of each class; empty: none known
+
+
+class Manifest(DataSetFacts):
+    """manifest.json: how every clip of a data set was made, and how many there are."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
     clips: int
     rejected: dict[str, int]  # inputs turned away, by RejectCode
     tool_versions: dict[str, str]

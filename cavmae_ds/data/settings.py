@@ -1,4 +1,4 @@
-"""What decides the content of a prepared data set, beside its inputs.
+"""What decides the content of a data set, beside its inputs.
 
 Kept apart from the code that acts on it: decoding processes load this and not the shard writer.
 """
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cavmae_ds.data.schema import CLIP_SECONDS
+from cavmae_ds.data.schema import CLIP_SECONDS, AudioCodec
 
 MIN_COMMON_SECONDS = 1.0  # sound and picture must be there together for so long
 
@@ -25,9 +25,15 @@ class ClipSettings(BaseModel):
     max_frame_pixels: int = Field(default=7680 * 4320, ge=1)
 
 
-class PrepareSettings(ClipSettings):
-    """The same for a whole data set."""
+class BuildSettings(ClipSettings):
+    """The same for a whole data set, whatever its clips are made of."""
 
-    time_limit_s: float = Field(default=60.0, gt=0)  # for one input
+    audio_codec: AudioCodec = "pcm16"
+    time_limit_s: float = Field(default=60.0, gt=0)  # for one clip
     inputs_per_part: int = Field(default=256, ge=1)  # also the most work a kill can lose
+
+
+class PrepareSettings(BuildSettings):
+    """The same for videos."""
+
     classes: tuple[str, ...] | None = None  # fixes the numbers of the labels; None: sorted names

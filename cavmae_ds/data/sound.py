@@ -65,7 +65,7 @@ def read_sound(
             end = max(end, min(cursor, len(line)))
         if rate_hz and end == len(line):
             break
-    samples = _resampled(line[:end], rate_hz)[: round(clip_seconds * AUDIO_RATE_HZ)]
+    samples = resampled(line[:end], rate_hz)[: round(clip_seconds * AUDIO_RATE_HZ)]
     return Sound(samples, filled, max(bad / max(seen, 1), missing / max(end, 1)))
 
 
@@ -77,7 +77,7 @@ def _decoded(stream: Stream, packets: list[Packet]) -> Iterator[AudioFrame | Non
             yield None
 
 
-def _resampled(line: np.ndarray, rate_hz: int) -> np.ndarray:
+def resampled(line: np.ndarray, rate_hz: int) -> np.ndarray:
     """float32 [samples] at rate_hz -> int16 [n] at AUDIO_RATE_HZ."""
     if not len(line):
         return np.zeros(0, np.int16)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from cavmae_ds.data.inputs import VideoInput
 from cavmae_ds.data.media import read_clip
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, decode_frame
-from cavmae_ds.data.settings import ClipSettings
+from cavmae_ds.data.settings import PrepareSettings
 from tests.data.media_files import (
     SHARED_VIDEOS,
     cut_short,
@@ -19,11 +20,11 @@ from tests.data.media_files import (
     write_media,
 )
 
-SMALL = ClipSettings(frame_size=72)
+SMALL = PrepareSettings(frame_size=72)
 
 
 def clip_of(path, settings=SMALL):
-    return read_clip(path, "id", path.name, (), settings)
+    return read_clip(VideoInput(clip_id="id", source=path.name, path=path), settings)
 
 
 def numbers_in(clip):
@@ -96,7 +97,7 @@ def test_the_short_side_is_scaled_and_the_centre_is_kept(tmp_path):
     picture[:, :100, 0], picture[:, 100:200], picture[:, 200:, 2] = 255, 255, 255
     path = write_media(tmp_path / "v.mkv", frames=[picture] * 20, sound=tone(440, 2))
 
-    frame = decode_frame(clip_of(path, ClipSettings(frame_size=64)).frames[0])
+    frame = decode_frame(clip_of(path, PrepareSettings(frame_size=64)).frames[0])
 
     assert frame.shape == (64, 64, 3)
     assert frame[:, 4:-4].min() > 225  # the square, and nothing else
@@ -108,7 +109,7 @@ def test_the_first_channel_is_kept_and_the_others_are_not_mixed_in(tmp_path):
     wanted, other = tone(440, 3, AUDIO_RATE_HZ), tone(1000, 3, AUDIO_RATE_HZ)
 
     first = as_float(clip_of(path))
-    mean = as_float(clip_of(path, ClipSettings(frame_size=72, channel="mean")))
+    mean = as_float(clip_of(path, PrepareSettings(frame_size=72, channel="mean")))
 
     inner = slice(100, -100)  # the resampling filter rings at both ends
     np.testing.assert_allclose(first[inner], wanted[inner], atol=2e-3)
@@ -199,7 +200,7 @@ def test_each_way_to_be_no_clip_has_its_own_code(tmp_path):
         "peep": rejection_of(write_media(tmp_path / "b.mkv", frames=frames, sound=tone(440, 0.5))),
         "silent": rejection_of(write_media(tmp_path / "c.mkv", frames=frames, sound=0 * sound)),
         "apart": rejection_of(write_media(tmp_path / "d.mkv", frames=frames, sound=sound, sound_start_s=2.5)),
-        "large": rejection_of(whole, ClipSettings(frame_size=72, max_frame_pixels=5000)),
+        "large": rejection_of(whole, PrepareSettings(frame_size=72, max_frame_pixels=5000)),
     }
 
     assert codes == {
@@ -223,7 +224,7 @@ def test_a_silent_clip_can_be_kept_and_is_flagged(tmp_path):
     frames = [numbered_frame(k) for k in range(30)]
     path = write_media(tmp_path / "v.mkv", frames=frames, sound=0 * tone(440, 3))
 
-    clip = clip_of(path, ClipSettings(frame_size=72, keep_silent=True))
+    clip = clip_of(path, PrepareSettings(frame_size=72, keep_silent=True))
 
     assert ClipFlag.SILENT in clip.flags
     assert len(clip.audio) == 3 * AUDIO_RATE_HZ
@@ -249,7 +250,7 @@ def test_a_track_of_which_more_than_a_tenth_does_not_decode_is_refused(tmp_path,
 
 @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the shared sample videos are not here")
 def test_a_real_clip_gives_the_frames_that_its_own_timestamps_name():
-    clip = clip_of(SHARED_VIDEOS / "00W1lcxW-WU_40.000.mp4", ClipSettings())
+    clip = clip_of(SHARED_VIDEOS / "00W1lcxW-WU_40.000.mp4", PrepareSettings())
 
     # 12.5 frames a second: the picture changes every 0.08 s
     np.testing.assert_allclose(clip.frame_times, [i * 25 // 2 * 0.08 for i in range(10)], atol=1e-6)

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from streaming import StreamingDataset
 
-from cavmae_ds.data.prepare import PrepareSettings, prepare
+from cavmae_ds.data.prepare import prepare
 from cavmae_ds.data.schema import ClipFlag, Manifest, audio_of, frame_of, labels_of
+from cavmae_ds.data.settings import PrepareSettings
 from cavmae_ds.errors import DataError
 from tests.data.media_files import (
     SHARED_VIDEOS,

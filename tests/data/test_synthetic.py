@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
+from cavmae_ds.data.inputs import VideoInput
 from cavmae_ds.data.media import read_clip
 from cavmae_ds.data.schema import decode_frame
-from cavmae_ds.data.settings import ClipSettings
+from cavmae_ds.data.settings import PrepareSettings
 from cavmae_ds.data.synthetic import KINDS, synthesize
 from cavmae_ds.errors import ConfigError
 
@@ -27,7 +28,7 @@ def rows_of(table):
 
 
 def clip_of(path):
-    return read_clip(path, "id", path.name, (), ClipSettings(frame_size=64))
+    return read_clip(VideoInput(clip_id="id", source=path.name, path=path), PrepareSettings(frame_size=64))
 
 
 def test_every_video_has_the_length_and_size_that_were_asked_for(made):

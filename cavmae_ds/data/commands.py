@@ -1,0 +1,140 @@
+"""`cavmae prepare`, `cavmae synthesize`: from videos to data sets. Heavy imports when they run."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cavmae_ds.data.rejects import RejectCode
+from cavmae_ds.errors import ConfigError
+from cavmae_ds.terminal import Workers, out_console, progress_bar
+
+if TYPE_CHECKING:
+    from cavmae_ds.data.building import PrepareReport
+
+EXIT_UNPUBLISHED = 3
+
+REJECT_CODES = "\b\nReasons for which an input is rejected:\n" + "\n".join(
+    f"  {code.value:<15}{code.explanation}" for code in RejectCode
+)
+
+MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Largest share of rejected inputs to publish with.")]
+
+
+class Channel(str, Enum):
+    """Which of the source's sound channels a clip keeps."""
+
+    first = "first"
+    mean = "mean"
+
+
+def prepare(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of videos, a .txt with one path a line, or a .csv path,labels.")
+    ],
+    out: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://bucket/prefix.")],
+    workers: Workers,
+    classes: Annotated[
+        Path | None, typer.Option(help="One class name a line; numbers the labels alike in every data set.")
+    ] = None,
+    frame_size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 224,
+    jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 90,
+    clip_seconds: Annotated[float, typer.Option(min=1, max=30, help="Longest clip.")] = 10.0,
+    channel: Annotated[Channel, typer.Option(help="The first sound channel or their mean.")] = Channel.first,
+    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    max_bad: MaxBad = 0.05,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds allowed for one clip.")] = 60.0,
+) -> None:
+    """Turn videos into shards that training streams.
+
+    Every input becomes a clip or is named, with its reason, in rejected.csv. Run the same command again
+    after an interruption: it continues, and the result is the same.
+
+    \b
+    Example:
+      cavmae prepare videos/ --out s3://bucket/train
+      cavmae prepare train.csv --out shards/train --classes classes.txt --max-bad 0.1
+    """
+    from cavmae_ds.data.prepare import prepare as prepare_data_set
+    from cavmae_ds.data.settings import PrepareSettings
+
+    settings = PrepareSettings(
+        frame_size=frame_size,
+        jpeg_quality=jpeg_quality,
+        clip_seconds=clip_seconds,
+        channel=channel.value,
+        keep_silent=keep_silent,
+        time_limit_s=time_limit,
+        classes=_class_names(classes) if classes else None,
+    )
+    with progress_bar("preparing") as progress:
+        report = prepare_data_set(source, out, settings, workers=workers, max_bad_share=max_bad, progress=progress)
+    conclude(report, out, max_bad)
+
+
+def synthesize(
+    out: Annotated[Path, typer.Option(help="The folder that gets the videos and tables.")],
+    workers: Workers,
+    clips: Annotated[int, typer.Option(min=1)] = 480,
+    classes: Annotated[int, typer.Option(min=1, help="At most 8.")] = 8,
+    seconds: Annotated[float, typer.Option(help="Length of each video.")] = 2.56,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = 12.5,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other videos.")] = 0,
+    eval_share: Annotated[float, typer.Option(min=0, max=1, help="Share kept out of train.csv.")] = 0.2,
+) -> None:
+    """Make labelled videos with sound, to try everything without data of your own.
+
+    Each class is one thing seen tied to one thing heard. Writes videos/, train.csv, eval.csv, classes.txt.
+
+    \b
+    Example:
+      cavmae synthesize --out made
+      cavmae prepare made/train.csv --out shards/train --classes made/classes.txt
+    """
+    from cavmae_ds.data.synthetic import synthesize as synthesize_videos
+
+    with progress_bar("making videos") as progress:
+        split = synthesize_videos(
+            out,
+            clips=clips,
+            classes=classes,
+            seconds=seconds,
+            size=size,
+            fps=fps,
+            seed=seed,
+            eval_share=eval_share,
+            workers=workers,
+            progress=progress,
+        )
+    out_console.print(f"{split.train} videos to train on and {split.eval} to evaluate on are in {out}")
+
+
+def conclude(report: PrepareReport, out: str, max_bad: float) -> None:
+    """Shows what became of the inputs of a data set. Exit code 3 when too many were rejected."""
+    if report.finished_before:
+        out_console.print(f"{out} is complete already: nothing to do")
+    table = Table("outcome", "inputs", "meaning")
+    table.add_row("clip", str(report.clips), f"{report.seconds:.0f} s of sound, {report.bytes / 1e6:.1f} MB in all")
+    for code, count in report.rejected.items():
+        table.add_row(code, str(count), RejectCode(code).explanation)
+    out_console.print(table)
+    if not report.published:
+        typer.echo(
+            f"cavmae: {out} is not published: {report.bad_share:.1%} of the inputs were rejected, allowed "
+            f"{max_bad:.1%}; see rejected.csv there, then mend the inputs or raise --max-bad",
+            err=True,
+        )
+        raise typer.Exit(EXIT_UNPUBLISHED)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes {path} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())

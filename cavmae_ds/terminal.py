@@ -1,0 +1,38 @@
+"""What commands share at the terminal: consoles, a progress bar, the number of processes."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+Workers = Annotated[
+    int,
+    typer.Option(
+        default_factory=available_cores,
+        show_default="one a core",
+        min=1,
+        help="Processes that work at the same time.",
+    ),
+]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal, with the time that is left. Yields what to call with (done, total)."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err_console, transient=True, disable=not err_console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
