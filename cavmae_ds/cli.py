@@ -5,6 +5,7 @@ import sys
 import typer
 
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
+from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
 
@@ -25,8 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(prepare)
-for command in (synthesize, evaluate, inpaint, report):
+for command in (prepare, import_official):
+    app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(command)
+for command in (create_official, synthesize, evaluate, inpaint, report):
     app.command(epilog=EXIT_CODES)(command)
 
 
