@@ -14,7 +14,8 @@ from cavmae_ds.errors import ConfigError
 from cavmae_ds.terminal import Workers, out_console, progress_bar
 
 if TYPE_CHECKING:
-    from cavmae_ds.data.building import PrepareReport
+    from cavmae_ds.data.building import PartsMissing
+    from cavmae_ds.data.publishing import PrepareReport
 
 EXIT_UNPUBLISHED = 3
 
@@ -23,6 +24,30 @@ REJECT_CODES = "\b\nReasons for which an input is rejected:\n" + "\n".join(
 )
 
 MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Largest share of rejected inputs to publish with.")]
+
+Shard = Annotated[
+    str,
+    typer.Option(help="i/n: build only the i-th of n shares, beside n - 1 other machines; 3/8 is the third of eight."),
+]
+
+
+class AudioCodec(str, Enum):
+    """How the shards keep the sound."""
+
+    pcm16 = "pcm16"
+    flac = "flac"
+
+
+AudioCodecOption = Annotated[
+    AudioCodec, typer.Option(help="Sound as plain 16-bit samples, or as FLAC: lossless, smaller, slower to read.")
+]
+
+
+class FrameRule(str, Enum):
+    """How the ten frames of a clip are chosen."""
+
+    time = "time"
+    official = "official"
 
 
 class Channel(str, Enum):
@@ -46,6 +71,15 @@ def prepare(
     clip_seconds: Annotated[float, typer.Option(min=1, max=30, help="Longest clip.")] = 10.0,
     channel: Annotated[Channel, typer.Option(help="The first sound channel or their mean.")] = Channel.first,
     keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Cut longer videos into clips, one after another, not just their beginning."),
+    ] = False,
+    frame_rule: Annotated[
+        FrameRule, typer.Option(help="Frames at ten equal steps of time, or those the official CAV-MAE script picks.")
+    ] = FrameRule.time,
+    audio_codec: AudioCodecOption = AudioCodec.pcm16,
+    shard: Shard = "1/1",
     max_bad: MaxBad = 0.05,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds allowed for one clip.")] = 60.0,
 ) -> None:
@@ -59,6 +93,7 @@ def prepare(
       cavmae prepare videos/ --out s3://bucket/train
       cavmae prepare train.csv --out shards/train --classes classes.txt --max-bad 0.1
     """
+    from cavmae_ds.data.building import Share
     from cavmae_ds.data.prepare import prepare as prepare_data_set
     from cavmae_ds.data.settings import PrepareSettings
 
@@ -68,12 +103,18 @@ def prepare(
         clip_seconds=clip_seconds,
         channel=channel.value,
         keep_silent=keep_silent,
+        windows=windows,
+        frame_rule=frame_rule.value,
+        audio_codec=audio_codec.value,
         time_limit_s=time_limit,
         classes=_class_names(classes) if classes else None,
     )
+    share = Share.parse(shard)
     with progress_bar("preparing") as progress:
-        report = prepare_data_set(source, out, settings, workers=workers, max_bad_share=max_bad, progress=progress)
-    conclude(report, out, max_bad)
+        outcome = prepare_data_set(
+            source, out, settings, workers=workers, share=share, max_bad_share=max_bad, progress=progress
+        )
+    conclude(outcome, out, max_bad)
 
 
 def synthesize(
@@ -114,18 +155,26 @@ def synthesize(
     out_console.print(f"{split.train} videos to train on and {split.eval} to evaluate on are in {out}")
 
 
-def conclude(report: PrepareReport, out: str, max_bad: float) -> None:
+def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) -> None:
     """Shows what became of the inputs of a data set. Exit code 3 when too many were rejected."""
-    if report.finished_before:
+    from cavmae_ds.data.building import PartsMissing
+
+    if isinstance(outcome, PartsMissing):
+        out_console.print(
+            f"this share is done; {out} lacks {len(outcome.missing)} of {outcome.parts} parts, the first is "
+            f"{outcome.missing[0]}: the last share to end publishes it"
+        )
+        return
+    if outcome.finished_before:
         out_console.print(f"{out} is complete already: nothing to do")
-    table = Table("outcome", "inputs", "meaning")
-    table.add_row("clip", str(report.clips), f"{report.seconds:.0f} s of sound, {report.bytes / 1e6:.1f} MB in all")
-    for code, count in report.rejected.items():
+    table = Table("outcome", "count", "meaning")
+    table.add_row("clip", str(outcome.clips), f"{outcome.seconds:.0f} s of sound, {outcome.bytes / 1e6:.1f} MB in all")
+    for code, count in outcome.rejected.items():
         table.add_row(code, str(count), RejectCode(code).explanation)
     out_console.print(table)
-    if not report.published:
+    if not outcome.published:
         typer.echo(
-            f"cavmae: {out} is not published: {report.bad_share:.1%} of the inputs were rejected, allowed "
+            f"cavmae: {out} is not published: {outcome.bad_share:.1%} of the inputs were rejected, allowed "
             f"{max_bad:.1%}; see rejected.csv there, then mend the inputs or raise --max-bad",
             err=True,
         )

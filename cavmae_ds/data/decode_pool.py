@@ -3,11 +3,12 @@
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -16,50 +17,82 @@ from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import ClipRecord
 from cavmae_ds.data.settings import BuildSettings
 
-CLIPS_AHEAD_PER_WORKER = 8  # decoded or being decoded, waiting for their turn: about half a megabyte each
+TASKS_AHEAD_PER_WORKER = 8  # done or being done, waiting for their turn: about half a megabyte each
 
-# The clip of an input, or ClipRejected raised. Called in another process: a function of a module, that it can import.
-Reader = Callable[[Any, Any], ClipRecord]  # (a kind of Input, its kind of BuildSettings)
+# Both are called as f(a kind of Input, its kind of BuildSettings), may raise ClipRejected, and run in another
+# process: they are functions of a module, which that process imports.
+Reader = Callable[[Any, Any], ClipRecord]  # the clip of an input
+Splitter = Callable[[Any, Any], list[Any]]  # the inputs that an input is cut into, in their order; at least one
 Sample = dict[str, Any]  # a clip as MDSWriter takes it
+
+Thing = TypeVar("Thing")
 
 log = logging.getLogger(__name__)
 
 
+class Decoded(NamedTuple):
+    """What became of an input, or of one of those it was split into."""
+
+    item: Input
+    result: Sample | ClipRejected
+    last: bool  # nothing more comes of the same input
+
+
 def decode_in_order(
-    read: Reader, inputs: Iterable[Input], settings: BuildSettings, workers: int
-) -> Generator[tuple[Input, Sample | ClipRejected], None, None]:
+    read: Reader, inputs: Iterable[Input], settings: BuildSettings, workers: int, split: Splitter | None = None
+) -> Generator[Decoded, None, None]:
     """Each input with its clip or the reason there is none, in the order given, whatever the workers do."""
     # Spawned, not forked: the parent runs threads, and a worker needs none of the parent's memory.
     pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"))
-    left = iter(inputs)
-    ahead: deque[tuple[Input, Future[Sample]]] = deque()
+    depth, limit_s = TASKS_AHEAD_PER_WORKER * workers, settings.time_limit_s
+
+    def begin(item: Input, function: Callable[..., Thing], *arguments: Any) -> Future[Thing]:
+        if item.rejected:
+            known: Future[Thing] = Future()
+            known.set_exception(item.rejected)
+            return known
+        return pool.schedule(function, arguments, timeout=limit_s)
+
     try:
-        while True:
-            for item in islice(left, CLIPS_AHEAD_PER_WORKER * workers - len(ahead)):
-                ahead.append((item, _begin(pool, read, item, settings)))
-            if not ahead:
-                return
-            item, task = ahead.popleft()
-            yield item, _result(task, item, settings.time_limit_s)
+        pieces: Iterator[tuple[Input, bool]] = ((item, True) for item in inputs)
+        if split:
+            lists = _ahead(inputs, lambda item: begin(item, split, item, settings), depth)
+            pieces = (piece for item, task in lists for piece in _pieces(item, _result(task, item, limit_s)))
+        for (item, last), task in _ahead(
+            pieces, lambda piece: begin(piece[0], _sample, read, piece[0], settings), depth
+        ):
+            yield Decoded(item, _result(task, item, limit_s), last)
     finally:
         pool.stop()
         pool.join()
 
 
-def _begin(pool: ProcessPool, read: Reader, item: Input, settings: BuildSettings) -> Future[Sample]:
-    if item.rejected:
-        known: Future[Sample] = Future()
-        known.set_exception(item.rejected)
-        return known
-    return pool.schedule(_read, (read, item, settings), timeout=settings.time_limit_s)
+def _ahead(
+    things: Iterable[Thing], begin: Callable[[Thing], Future[Any]], depth: int
+) -> Iterator[tuple[Thing, Future[Any]]]:
+    """Each thing with its task, in order; `depth` tasks are begun before the first of them is asked for."""
+    left = iter(things)
+    begun: deque[tuple[Thing, Future[Any]]] = deque()
+    while True:
+        begun.extend((thing, begin(thing)) for thing in islice(left, depth - len(begun)))
+        if not begun:
+            return
+        yield begun.popleft()
 
 
-def _read(read: Reader, item: Input, settings: BuildSettings) -> Sample:
+def _pieces(item: Input, result: list[Input] | ClipRejected) -> Iterator[tuple[Input, bool]]:
+    """What an input was split into, each with whether it is the last."""
+    if isinstance(result, ClipRejected):
+        result = [replace(item, rejected=result)]
+    yield from ((piece, k == len(result) - 1) for k, piece in enumerate(result))
+
+
+def _sample(read: Reader, item: Input, settings: BuildSettings) -> Sample:
     """Runs in a worker, which also encodes: the one process that writes has nothing to compute."""
     return read(item, settings).to_mds(settings.audio_codec)
 
 
-def _result(task: Future[Sample], item: Input, time_limit_s: float) -> Sample | ClipRejected:
+def _result(task: Future[Thing], item: Input, time_limit_s: float) -> Thing | ClipRejected:
     try:
         return task.result()
     except ClipRejected as rejected:
@@ -71,5 +104,5 @@ def _result(task: Future[Sample], item: Input, time_limit_s: float) -> Sample | 
     except BrokenProcessPool:
         raise  # no worker can be started: nothing about this clip
     except Exception as error:  # one odd file must not end a run over millions, but it must be named
-        log.exception("decoding %s failed in an unforeseen way", item.source)
+        log.exception("decoding %s failed in an unforeseen way", item.shown)
         return ClipRejected(RejectCode.WORKER_CRASHED, f"{type(error).__name__}: {error}")

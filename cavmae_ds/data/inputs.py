@@ -30,12 +30,28 @@ class Input:
     weight: float | None = None  # of the clip in balanced sampling, where one was given; None: computed from the labels
     rejected: ClipRejected | None = None  # already known without opening a file
 
+    @property
+    def shown(self) -> str:
+        """What a report calls it."""
+        return self.source
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInput(Input):
-    """One video to prepare."""
+    """One video to prepare, or a window of it."""
 
     path: Path
+    start_s: float | None = None  # on the file's clock; None: where the picture begins
+    window: str = ""  # seconds after the beginning of the picture, as clip ids and reports show it
+
+    @property
+    def shown(self) -> str:
+        return self.source + self.window
+
+    def window_at(self, offset_s: float, start_s: float | None) -> "VideoInput":
+        """The window that begins so many seconds after the first picture. Ids sort by time, up to 27 hours."""
+        window = f"@{offset_s:07.1f}"
+        return replace(self, clip_id=self.clip_id + window, start_s=start_s, window=window)
 
 
 AnyInput = TypeVar("AnyInput", bound=Input)

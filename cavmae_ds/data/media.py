@@ -1,87 +1,81 @@
-"""One video file in, one clip record out: what is accepted, what is refused, and the clip's clock.
+"""One video file in, clip records out: what is accepted, what is refused, and the clip's clock.
 
-The clip begins with the first picture (t0) and lasts `clip_seconds` or less. Packets are read first,
-because their timestamps tell how long the picture really lasts before anything is decoded; then each
-track is decoded once. Durations and frame counts in file headers are only used to notice missing data.
-Rules: spec data-path.md section 7.
+A clip begins with the first picture (t0), or a number of clip lengths after it, and lasts `clip_seconds` or less.
+Packets are read first, because their timestamps tell how long the picture really lasts before anything is
+decoded; then each track is decoded once. Durations and frame counts in file headers are only used to notice
+missing data, and where the official frame rule asks for them. Rules: spec data-path.md section 7.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition, Stream
 
 from cavmae_ds.data.inputs import VideoInput
-from cavmae_ds.data.pictures import encode_frame, pick_frames
+from cavmae_ds.data.pictures import encode_frame, official_numbers, pick_frames
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
-from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, ClipRecord
+from cavmae_ds.data.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, ClipFlag, ClipRecord
 from cavmae_ds.data.settings import MIN_COMMON_SECONDS, PrepareSettings
 from cavmae_ds.data.sound import read_sound
+from cavmae_ds.data.tracks import (
+    TIME_TOLERANCE_S,
+    Track,
+    find_tracks,
+    opened,
+    read_all,
+    read_packets,
+    read_packets_from,
+)
 
 MIN_SHARE_OF_DECLARED = 0.9
 MAX_BAD_SHARE = 0.1
 SHORT_BELOW_SHARE = 0.95
-MAX_CLIP_BYTES = 512 * 2**20  # compressed bytes of one clip held in memory
-REORDER_SECONDS = 1.0  # how far decoding order may run ahead of presentation order
-INTERLEAVE_SECONDS = 10.0  # how far one track may lie behind the other in the file
-
-# How files begin that FFmpeg would open if they were whole: four bytes at an offset.
-_ISO_BOXES = (b"ftyp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"styp")
-_MAGICS = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV\x01", b"\x30\x26\xb2\x75", b"\x00\x00\x01\xba")
 
 
-@dataclass
-class Track:
-    """Packets of one stream around the clip, in file order; seconds count on the file's own clock."""
+def split_video(item: VideoInput, settings: PrepareSettings) -> list[VideoInput]:
+    """The windows of a video: one after another from the first picture on, each `clip_seconds` long.
 
-    stream: Stream
-    packets: list[Packet] = field(default_factory=list)
-    times_s: list[float] = field(default_factory=list)  # of packets that are presented
-    end_s: float = -np.inf
-
-    def add(self, packet: Packet) -> None:
-        self.packets.append(packet)
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None or packet.is_discard:  # discarded: only there to prime the decoder
-            return
-        time_base = packet.time_base or Fraction(1)
-        self.times_s.append(float(stamp * time_base))
-        self.end_s = max(self.end_s, float((stamp + (packet.duration or 0)) * time_base))
-
-    @property
-    def start_s(self) -> float:
-        return min(self.times_s)
-
-    @property
-    def seconds(self) -> float:
-        return self.end_s - self.start_s if self.times_s else 0.0
-
-    @property
-    def declared_s(self) -> float:
-        """Length the file claims for this track; 0 when it claims none."""
-        return float((self.stream.duration or 0) * (self.stream.time_base or 0))
+    A remainder of MIN_COMMON_SECONDS or more is a window of its own. A file that ends before it should has one
+    window more, to be refused as truncated. Reads the whole file and decodes nothing. Raises ClipRejected.
+    """
+    with opened(item.path) as container:
+        video, audio = find_tracks(container, settings.max_frame_pixels)
+        read_all(container, video, audio)
+        truncated = _shortfall(container, video, audio, video.start_s, np.inf) is not None
+    if not video.presented:
+        raise ClipRejected(RejectCode.NO_VIDEO, "the picture track is empty")
+    picture_s = _picture_end_s(video, audio) - video.start_s
+    windows = int((picture_s + TIME_TOLERANCE_S) / settings.clip_seconds)
+    windows += truncated or picture_s - windows * settings.clip_seconds >= MIN_COMMON_SECONDS
+    offsets_s = [k * settings.clip_seconds for k in range(max(windows, 1))]
+    return [item.window_at(offset_s, video.start_s + offset_s if offset_s else None) for offset_s in offsets_s]
 
 
 def read_clip(item: VideoInput, settings: PrepareSettings) -> ClipRecord:
-    """Decodes the first `settings.clip_seconds` of a video into a record.
+    """Decodes `settings.clip_seconds` of a video into a record: its beginning, or the window that the item means.
 
-    Frame i is the one on screen at t0 + i * D / 10, D = min(length of the picture, clip_seconds). A single
-    picture under a longer sound counts as a still that stays on screen. Raises ClipRejected.
+    Frame i is the one on screen at t0 + i * D / 10, D = min(length of the picture, clip_seconds), or follows the
+    official rule (see official_numbers). A single picture under a longer sound counts as a still that stays on
+    screen. Raises ClipRejected.
     """
-    with _opened(item.path) as container:
-        video, audio = _tracks(container, settings)
-        _read_packets(container, video, audio, settings)
-        _refuse_truncated(container, video, audio, settings)
-        start_s, picture_s = _clip_span(video, audio, settings)
+    return _read(item, settings, jump=True)
+
+
+def _read(item: VideoInput, settings: PrepareSettings, *, jump: bool) -> ClipRecord:
+    with opened(item.path) as container:
+        video, audio = find_tracks(container, settings.max_frame_pixels)
+        if item.start_s is None:
+            read_packets(container, video, audio, settings.clip_seconds)
+        elif not read_packets_from(container, video, audio, item.start_s, settings.clip_seconds, jump=jump) and jump:
+            return _read(item, settings, jump=False)  # it landed too late
+        start_s, picture_s = _clip_span(container, video, audio, item.start_s, settings.clip_seconds)
         source_start_s = (container.start_time or 0) / av.time_base
-        frames, bad_video = pick_frames(video.stream, video.packets, start_s, picture_s)
+        official = settings.frame_rule == "official"
+        wanted = (
+            official_numbers(container, video.stream, start_s, settings.clip_seconds)
+            if official
+            else [start_s + i * picture_s / FRAMES_PER_CLIP for i in range(FRAMES_PER_CLIP)]
+        )
+        frames, bad_video = pick_frames(video.stream, video.packets, start_s, wanted, numbered=official)
         sound = read_sound(audio.stream, audio.packets, start_s, settings.clip_seconds, settings.channel)
 
     if not frames or bad_video > MAX_BAD_SHARE:
@@ -101,7 +95,7 @@ def read_clip(item: VideoInput, settings: PrepareSettings) -> ClipRecord:
         ClipFlag.AV_OFFSET_FILLED: sound.filled,
         ClipFlag.REPEATED_FRAMES: len(set(times_s)) < len(times_s),
         ClipFlag.SOME_CORRUPT_FRAMES: bad_video > 0,
-        ClipFlag.VARIABLE_RATE: _rate_varies(video),
+        ClipFlag.VARIABLE_RATE: _rate_varies(video, start_s),
     }
     return ClipRecord(
         clip_id=item.clip_id,
@@ -115,101 +109,50 @@ def read_clip(item: VideoInput, settings: PrepareSettings) -> ClipRecord:
     )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise ClipRejected(RejectCode.UNREADABLE, error.strerror or str(error)) from error
-    if not head:
-        raise ClipRejected(RejectCode.EMPTY_FILE, "0 bytes")
-    try:
-        # "file:" keeps a colon or a dash in the name from meaning a protocol or an option, and the
-        # whitelist keeps a playlist that poses as a video from opening anything else.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
-    except av.FFmpegError as error:
-        looks_like_media = head[4:8] in _ISO_BOXES or head.startswith(_MAGICS)
-        code = RejectCode.TRUNCATED if looks_like_media else RejectCode.NOT_MEDIA
-        raise ClipRejected(code, f"cannot be opened: {error.strerror}") from error
-    with container:
-        yield container
-
-
-def _tracks(container: InputContainer, settings: PrepareSettings) -> tuple[Track, Track]:
-    """The first picture track and the first sound track."""
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    audios = container.streams.audio
-    if not container.streams.video and not audios:
-        raise ClipRejected(RejectCode.NOT_MEDIA, "neither a picture nor a sound track")
-    if not videos:
-        raise ClipRejected(RejectCode.NO_VIDEO, "tracks: " + ", ".join(s.type for s in container.streams))
-    if not audios:
-        raise ClipRejected(RejectCode.NO_AUDIO, "tracks: " + ", ".join(s.type for s in container.streams))
-    for stream, code in ((videos[0], RejectCode.CORRUPT_VIDEO), (audios[0], RejectCode.CORRUPT_AUDIO)):
-        if stream.codec_context is None:
-            raise ClipRejected(code, "no decoder knows this codec")
-        stream.codec_context.thread_count = 1  # clips, not codecs, are what runs in parallel
-    width, height = videos[0].codec_context.width, videos[0].codec_context.height
-    if width * height > settings.max_frame_pixels:
-        raise ClipRejected(RejectCode.TOO_LARGE, f"{width}x{height} pixels, allowed {settings.max_frame_pixels} in all")
-    return Track(videos[0]), Track(audios[0])
-
-
-def _read_packets(container: InputContainer, video: Track, audio: Track, settings: PrepareSettings) -> None:
-    """Fills both tracks up to the end of the clip. Stops early where the file does: see _refuse_truncated."""
-    tracks = {track.stream.index: track for track in (video, audio)}
-    held_bytes = 0
-    with suppress(av.FFmpegError):
-        for packet in container.demux(video.stream, audio.stream):
-            if not packet.size:  # marks the end of a stream
-                continue
-            stop_s = min((video if video.times_s else audio).times_s[:1], default=np.inf)
-            stop_s += settings.clip_seconds + REORDER_SECONDS
-            track = tracks[packet.stream.index]
-            if track.times_s and track.times_s[-1] > stop_s:
-                if all(t.end_s > stop_s for t in tracks.values()):
-                    return
-                if track.times_s[-1] > stop_s + INTERLEAVE_SECONDS:
-                    return
-            track.add(packet)
-            held_bytes += packet.size
-            if held_bytes > MAX_CLIP_BYTES:
-                raise ClipRejected(RejectCode.TOO_LARGE, f"more than {MAX_CLIP_BYTES / 2**20:.0f} MiB in one clip")
-
-
-def _refuse_truncated(container: InputContainer, video: Track, audio: Track, settings: PrepareSettings) -> None:
-    starts_s = [track.start_s for track in (video, audio) if track.times_s]
-    reached_s = max(video.end_s, audio.end_s) - min(starts_s) if starts_s else 0.0
-    claims = [((container.duration or 0) / av.time_base, reached_s)]
+def _shortfall(container: InputContainer, video: Track, audio: Track, start_s: float, seconds: float) -> str | None:
+    """How much less is there than the file declares, in the `seconds` from start_s on; None when it is enough."""
+    begin_s = (container.start_time or 0) / av.time_base
+    claims = [(begin_s, begin_s + (container.duration or 0) / av.time_base, max(video.end_s, audio.end_s))]
     if "mp4" in container.format.name:  # elsewhere FFmpeg fills the tracks' durations in from the whole
-        claims += [(track.declared_s, track.seconds) for track in (video, audio)]
-    for declared_s, read_s in claims:
-        if read_s < MIN_SHARE_OF_DECLARED * min(declared_s, settings.clip_seconds):
-            raise ClipRejected(RejectCode.TRUNCATED, f"declares {declared_s:.2f} s but only {read_s:.2f} s are there")
+        claims += [(track.declared_start_s, track.declared_end_s, track.end_s) for track in (video, audio)]
+    start_s = start_s if np.isfinite(start_s) else begin_s
+    for declared_start_s, declared_end_s, end_s in claims:
+        expected_s = min(declared_end_s - start_s, seconds)
+        allowed_s = (1 - MIN_SHARE_OF_DECLARED) * min(declared_end_s - declared_start_s, seconds)
+        if expected_s > 0 and expected_s - (end_s - start_s) > allowed_s:
+            return f"declares {expected_s:.2f} s but only {max(end_s - start_s, 0):.2f} s are there"
+    return None
 
 
-def _clip_span(video: Track, audio: Track, settings: PrepareSettings) -> tuple[float, float]:
-    """t0 on the file's clock and the length D of the picture, both in seconds."""
-    if not video.times_s:
+def _clip_span(
+    container: InputContainer, video: Track, audio: Track, given_start_s: float | None, clip_seconds: float
+) -> tuple[float, float]:
+    """t0 on the file's clock and the length D of the picture, both in seconds. Raises ClipRejected."""
+    start_s = min(video.start_s, audio.start_s) if given_start_s is None else given_start_s
+    if shortfall := _shortfall(container, video, audio, start_s, clip_seconds):
+        raise ClipRejected(RejectCode.TRUNCATED, shortfall)
+    if not video.presented:
         raise ClipRejected(RejectCode.NO_VIDEO, "the picture track is empty")
-    if not audio.times_s:
+    if not audio.presented:
         raise ClipRejected(RejectCode.NO_AV_OVERLAP, "no sound within the clip")
-    start_s, end_s = video.start_s, video.end_s
-    if len(video.times_s) == 1:
-        end_s = max(end_s, audio.end_s)  # a still stays on screen
+    start_s, end_s = video.start_s if given_start_s is None else given_start_s, _picture_end_s(video, audio)
     for what, seconds in (("picture", end_s - start_s), ("sound", audio.seconds)):
         if seconds < MIN_COMMON_SECONDS:
             raise ClipRejected(RejectCode.TOO_SHORT, f"{seconds:.2f} s of {what}")
-    common_s = min(end_s, audio.end_s, start_s + settings.clip_seconds) - max(start_s, audio.start_s)
+    common_s = min(end_s, audio.end_s, start_s + clip_seconds) - max(start_s, audio.start_s)
     if common_s < MIN_COMMON_SECONDS:
         raise ClipRejected(
             RejectCode.NO_AV_OVERLAP,
             f"picture at {start_s:.2f} to {end_s:.2f} s, sound at {audio.start_s:.2f} to {audio.end_s:.2f} s",
         )
-    return start_s, min(end_s - start_s, settings.clip_seconds)
+    return start_s, min(end_s - start_s, clip_seconds)
 
 
-def _rate_varies(video: Track) -> bool:
-    gaps_s = np.diff(np.unique(video.times_s))
+def _picture_end_s(video: Track, audio: Track) -> float:
+    return max(video.end_s, audio.end_s) if video.presented == 1 else video.end_s  # a still stays on screen
+
+
+def _rate_varies(video: Track, start_s: float) -> bool:
+    times_s = np.unique(video.times_s)
+    gaps_s = np.diff(times_s[times_s >= start_s - TIME_TOLERANCE_S])
     return len(gaps_s) > 0 and float(np.ptp(gaps_s)) > 0.5 * float(np.median(gaps_s))

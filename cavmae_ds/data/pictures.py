@@ -1,48 +1,69 @@
 """Which frames of a clip are kept, and how they become JPEG files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
 import simplejpeg
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
 from PIL import Image
 
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
-
-TIME_TOLERANCE_S = 0.002  # containers may round times to 1 ms: a frame that begins so little late is on screen
+from cavmae_ds.data.tracks import TIME_TOLERANCE_S, packet_span
 
 
 def pick_frames(
-    stream: Stream, packets: list[Packet], start_s: float, picture_s: float
+    stream: Stream, packets: list[Packet], start_s: float, wanted: Sequence[float], *, numbered: bool = False
 ) -> tuple[list[tuple[float, VideoFrame]], float]:
-    """The frames on screen at start_s + i * picture_s / FRAMES_PER_CLIP, and the share that did not decode.
+    """For each wanted time the frame on screen then, and the share of the clip's frames that did not decode.
 
-    Each frame comes with its presentation time in seconds on the file's clock.
+    Each frame comes with its presentation time; all times are seconds on the file's clock. With `numbered` the
+    wanted are numbers instead, 0 being the first frame of the clip. Frames before start_s are decoded for the sake
+    of the others; the last of them may still be on screen.
 
     A corrupt frame is never chosen: the sound one before it stays on screen (at the very start, the next).
-    Nothing after the last wanted time is decoded. The list is empty when no frame is sound.
+    Nothing after the last wanted frame is decoded. The list is empty when no frame is sound.
     """
-    wanted_s = [start_s + i * picture_s / FRAMES_PER_CLIP for i in range(FRAMES_PER_CLIP)]
+    first_s = start_s - TIME_TOLERANCE_S
     chosen: list[tuple[float, VideoFrame]] = []
     on_screen = None
     seen = bad = 0
+    before = any(span[0] < first_s for span in map(packet_span, packets[:1]) if span)
     for frame in _decoded(stream, packets):
-        seen += 1
-        if frame is None or frame.is_corrupt or frame.pts is None:
-            bad += 1
+        time_s = None  # frame.time is missing on the decoder's last frames
+        if frame is not None and frame.pts is not None:
+            time_s = float(frame.pts * (stream.time_base or 0))
+        before = before and (time_s is None or time_s < first_s)
+        seen += not before
+        if frame is None or time_s is None or frame.is_corrupt:
+            bad += not before
             continue
-        time_s = float(frame.pts * (stream.time_base or 0))  # frame.time is missing on the decoder's last frames
-        while on_screen and wanted_s[len(chosen)] + TIME_TOLERANCE_S < time_s:
+        position = seen - 1 if numbered else time_s
+        while on_screen and wanted[len(chosen)] + TIME_TOLERANCE_S < position:
             chosen.append(on_screen)
-            if len(chosen) == FRAMES_PER_CLIP:
+            if len(chosen) == len(wanted):
                 return chosen, bad / seen
         on_screen = (time_s, frame)
     if on_screen:
-        chosen += [on_screen] * (FRAMES_PER_CLIP - len(chosen))
+        chosen += [on_screen] * (len(wanted) - len(chosen))
     return chosen, bad / max(seen, 1)
+
+
+def official_numbers(container: InputContainer, stream: Stream, start_s: float, clip_seconds: float) -> list[int]:
+    """The frames that the official preparation reads, counted from start_s (spec cav-mae.md 3.2).
+
+    n = min(number of frames, int(clip_seconds * rate)), both as the container claims them and OpenCV reads them;
+    then int(i * n / 10) - 1 for i = 0 to 9, but no less than 0. The "- 1" is a slip that is kept for parity.
+    """
+    rate_hz = float(stream.guessed_rate or stream.average_rate or 0)
+    seconds = float((stream.duration or 0) * (stream.time_base or 0)) or (container.duration or 0) / av.time_base
+    count = stream.frames or int(seconds * rate_hz + 0.5)
+    offset_s = start_s - float((stream.start_time or 0) * (stream.time_base or 0))
+    n = max(min(count - round(offset_s * rate_hz), int(clip_seconds * rate_hz)), 1)
+    return [max(int(i * (n / FRAMES_PER_CLIP)) - 1, 0) for i in range(FRAMES_PER_CLIP)]
 
 
 def _decoded(stream: Stream, packets: list[Packet]) -> Iterator[VideoFrame | None]:

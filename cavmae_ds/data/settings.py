@@ -36,4 +36,6 @@ class BuildSettings(ClipSettings):
 class PrepareSettings(BuildSettings):
     """The same for videos."""
 
+    frame_rule: Literal["time", "official"] = "time"
+    windows: bool = False  # cut longer videos into clips; else only their beginning is used
     classes: tuple[str, ...] | None = None  # fixes the numbers of the labels; None: sorted names

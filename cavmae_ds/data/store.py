@@ -5,6 +5,7 @@ An object is whole or absent in both: local files are renamed into place after f
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,12 +43,19 @@ class Store(Protocol):
 
     def put_bytes(self, name: str, content: bytes) -> None: ...
 
-    def put_folder(self, name: str, folder: Path, last: str) -> None:
-        """Publishes the files of a finished folder, the file `last` never before the others."""
+    def put_file(self, name: str, file: Path) -> None:
+        """The same with the content of a file, which is gone afterwards."""
         ...
 
-    def building(self) -> AbstractContextManager[Path]:
-        """An empty folder to build in, gone afterwards. Local data sets refuse a second builder."""
+    def put_folder(self, name: str, folder: Path, last: str) -> None:
+        """Publishes the files of a finished folder, the file `last` never before the others.
+
+        Where `last` is there already, another has published the same: it stays.
+        """
+        ...
+
+    def building(self, tag: str = "") -> AbstractContextManager[Path]:
+        """An empty folder to build in, gone afterwards. Local data sets refuse a second builder with the same tag."""
         ...
 
 
@@ -76,8 +84,15 @@ class LocalStore:
         return sorted(self.sizes(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        files = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*") if path.is_file()}
-        return {name: path.stat().st_size for name, path in files.items() if name.startswith(prefix)}
+        sizes = {}
+        for folder, subfolders, files in os.walk(self.root):
+            # Hidden names are of what is still being written, perhaps by others, and come and go.
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for path in (Path(folder) / file for file in files if not file.startswith(".")):
+                name = path.relative_to(self.root).as_posix()
+                if name.startswith(prefix):
+                    sizes[name] = path.stat().st_size
+        return sizes
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -101,34 +116,52 @@ class LocalStore:
             raise DataError(f"{self.root / name} cannot be read: {error.strerror}") from error
 
     def put_bytes(self, name: str, content: bytes) -> None:
+        temporary = self._hidden(name)
+        temporary.write_bytes(content)
+        self._put(name, temporary)
+
+    def put_file(self, name: str, file: Path) -> None:
+        temporary = self._hidden(name)
+        shutil.move(file, temporary)
+        self._put(name, temporary)
+
+    def _hidden(self, name: str) -> Path:
+        """A name beside the object's own that nobody else uses, on whichever machine."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        temporary.write_bytes(content)
+        return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+
+    def _put(self, name: str, temporary: Path) -> None:
         flush(temporary)
-        temporary.replace(target)
-        flush(target.parent)
+        temporary.replace(self.root / name)
+        flush((self.root / name).parent)
 
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in folder.iterdir():
             flush(file)
         flush(folder)
-        folder.replace(self.root / name)  # all files at once, so `last` needs no care here
+        try:
+            folder.replace(self.root / name)  # all files at once, so `last` needs no care here
+        except OSError:
+            if not self.exists(f"{name}/{last}"):
+                raise
         flush(self.root)
 
     @contextmanager
-    def building(self) -> Iterator[Path]:
-        folder = self.root / ".building"
+    def building(self, tag: str = "") -> Iterator[Path]:
+        folder = self.root / f".building{tag}"
         with ExitStack() as undo:
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                lock = os.open(self.root, os.O_RDONLY)
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(folder, os.O_RDONLY)
                 undo.callback(os.close, lock)  # the lock goes with it, and with a process that dies
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
-                folder.mkdir()
+                if not os.path.samestat(os.fstat(lock), folder.stat()):
+                    raise BlockingIOError  # one builder removed the folder just now, and another made it anew
+                for left in folder.iterdir():  # by a process that was killed
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
                 undo.callback(shutil.rmtree, folder)
-            except BlockingIOError as error:
+            except (BlockingIOError, FileNotFoundError) as error:
                 raise DataError(f"another process is writing to {self.url}; wait for it or stop it") from error
             except OSError as error:
                 raise DataError(f"{self.url} cannot be written: {error.strerror}") from error
@@ -179,14 +212,17 @@ class S3Store:
         with self._plain_errors(name):
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 
+    def put_file(self, name: str, file: Path) -> None:
+        with self._plain_errors(name):
+            self._client.upload_file(str(file), self.bucket, self._key(name))
+        file.unlink()
+
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
-            target = f"{name}/{file.name}"
-            with self._plain_errors(target):
-                self._client.upload_file(str(file), self.bucket, self._key(target))
+            self.put_file(f"{name}/{file.name}", file)
 
     @contextmanager
-    def building(self) -> Iterator[Path]:
+    def building(self, tag: str = "") -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="cavmae-building-") as folder:
             yield Path(folder)
 
