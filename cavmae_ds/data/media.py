@@ -95,7 +95,7 @@ def _read(item: VideoInput, settings: PrepareSettings, *, jump: bool) -> ClipRec
         ClipFlag.AV_OFFSET_FILLED: sound.filled,
         ClipFlag.REPEATED_FRAMES: len(set(times_s)) < len(times_s),
         ClipFlag.SOME_CORRUPT_FRAMES: bad_video > 0,
-        ClipFlag.VARIABLE_RATE: _rate_varies(video, start_s),
+        ClipFlag.VARIABLE_RATE: _rate_varies(video, start_s, start_s + settings.clip_seconds),
     }
     return ClipRecord(
         clip_id=item.clip_id,
@@ -152,7 +152,8 @@ def _picture_end_s(video: Track, audio: Track) -> float:
     return max(video.end_s, audio.end_s) if video.presented == 1 else video.end_s  # a still stays on screen
 
 
-def _rate_varies(video: Track, start_s: float) -> bool:
+def _rate_varies(video: Track, start_s: float, stop_s: float) -> bool:
     times_s = np.unique(video.times_s)
-    gaps_s = np.diff(times_s[times_s >= start_s - TIME_TOLERANCE_S])
+    # After the clip there are gaps where packets of frames shown earlier come later in the file.
+    gaps_s = np.diff(times_s[(times_s >= start_s - TIME_TOLERANCE_S) & (times_s < stop_s)])
     return len(gaps_s) > 0 and float(np.ptp(gaps_s)) > 0.5 * float(np.median(gaps_s))

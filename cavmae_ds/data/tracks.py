@@ -45,11 +45,11 @@ class Track:
             self.start_s, self.end_s = min(self.start_s, span[0]), max(self.end_s, span[1])
             self.presented += 1
 
-    def drop(self) -> None:
-        """Forgets the packets, not how far they reached."""
-        self.packets.clear()
-        self.times_s.clear()
-        self.bytes = 0
+    def drop(self, keep: int = 0) -> None:
+        """Forgets the packets but the newest `keep`, not how far they reached."""
+        del self.packets[: len(self.packets) - keep]
+        del self.times_s[: len(self.times_s) - keep]
+        self.bytes = sum(packet.size for packet in self.packets)
 
     @property
     def seconds(self) -> float:
@@ -144,8 +144,7 @@ def read_packets_from(
     for track in _each_packet(container, video, audio):
         newest, span = track.packets[-1], packet_span(track.packets[-1])
         if track is video and newest.is_keyframe and span and span[0] <= start_s + TIME_TOLERANCE_S:
-            track.drop()
-            track.add(newest)
+            track.drop(keep=1)
         elif track is audio and span and span[1] < start_s - SOUND_LEAD_SECONDS:
             track.drop()
         if _beyond(start_s + seconds + REORDER_SECONDS, track, (video, audio)):

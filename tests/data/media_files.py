@@ -1,6 +1,7 @@
 """Writes real media files with known content: frames that carry their number, channels that differ."""
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -41,48 +42,63 @@ def write_media(
     sound: np.ndarray | None = None,
     rate_hz: int = 44_100,
     sound_start_s: float = 0.0,
+    key_frame_every: int = 1,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    sound_codec: str | None = None,
 ) -> Path:
     """frames: uint8 [H, W, 3] each; sound: float [n] or [channels, n], kept exactly as 16-bit PCM.
 
-    Every frame is a key frame. The suffix chooses the container (.mkv and .mov hold PCM; .mp4 gets AAC).
-    A track without content is left out.
+    The suffix chooses the container, and with it the sound's codec (PCM where it can be, AAC elsewhere). A track
+    without content is left out. With key frames further apart there are B-frames too.
     """
     times_s = frame_times_s if frame_times_s is not None else np.arange(len(frames)) / fps
-    lossless = path.suffix != ".mp4"
+    sound_codec = sound_codec or ("pcm_s16le" if path.suffix in (".mkv", ".mov", ".avi") else "aac")
     with av.open(f"file:{path}", "w") as container:
         if len(frames):
             rate = Fraction(fps).limit_denominator(1000)
-            video = container.add_stream("libx264", rate, {"preset": "ultrafast", "crf": "12", "g": "1"})
+            options = {"preset": "ultrafast", "crf": "12", "g": str(key_frame_every)}
+            if key_frame_every > 1:
+                options |= {"bf": "2", "sc_threshold": "0"}
+            video = container.add_stream(codec, rate, options if codec == "libx264" else {})
             video.height, video.width = frames[0].shape[:2]
+            video.pix_fmt = pixel_format
             video.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:
             sound = np.atleast_2d(sound)
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
-            audio = container.add_stream("pcm_s16le" if lossless else "aac", rate_hz, layout=layout)
-        for time_s, pixels in zip(times_s, frames, strict=True):
-            frame = VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
-            container.mux(video.encode(frame))
-        if len(frames):
-            container.mux(video.encode(None))
+            audio = container.add_stream(sound_codec, rate_hz, layout=layout)
+        sources = [_encoded_frames(video, frames, times_s)] if len(frames) else []
         if sound is not None:
-            _mux_sound(container, audio, sound, rate_hz, sound_start_s)
+            sources.append(_encoded_sound(audio, sound, rate_hz, sound_start_s))
+        for _, packets in heapq.merge(*sources, key=lambda entry: entry[0]):
+            container.mux(packets)
     return path
 
 
-def _mux_sound(container, audio, sound: np.ndarray, rate_hz: int, start_s: float) -> None:
+def _encoded_frames(video, frames: Sequence[np.ndarray], times_s: Sequence[float]) -> Iterator[tuple[float, list]]:
+    """(seconds, packets) in file order."""
+    for time_s, pixels in zip(times_s, frames, strict=True):
+        frame = VideoFrame.from_ndarray(pixels, "rgb24")
+        frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+        yield time_s, video.encode(frame)
+    yield np.inf, video.encode(None)
+
+
+def _encoded_sound(audio, sound: np.ndarray, rate_hz: int, start_s: float) -> Iterator[tuple[float, list]]:
     step = rate_hz // 20  # packets of 50 ms, as containers like them
+    planar = audio.codec_context.format.name == "fltp"
     for first in range(0, sound.shape[1], step):
         part = sound[:, first : first + step]
-        if audio.codec_context.name == "aac":
+        if planar:
             frame = AudioFrame.from_ndarray(np.ascontiguousarray(part, np.float32), "fltp", audio.layout.name)
         else:
             interleaved = np.round(part * 32767).astype(np.int16).T.reshape(1, -1)
             frame = AudioFrame.from_ndarray(interleaved, "s16", audio.layout.name)
         frame.sample_rate, frame.time_base = rate_hz, Fraction(1, rate_hz)
         frame.pts = round(start_s * rate_hz) + first
-        container.mux(audio.encode(frame))
-    container.mux(audio.encode(None))
+        yield start_s + first / rate_hz, audio.encode(frame)
+    yield np.inf, audio.encode(None)
 
 
 def numbered_video(path: Path, *, seconds: float = 3.0, fps: float = 10.0, pitch_hz: float = 440.0) -> Path:
