@@ -109,7 +109,9 @@ def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     """What must be the same for a resume to continue the same run: setting -> value."""
     model = {f"model.{key}": value for key, value in cfg.model.model_dump(mode="json").items()}
     train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
-    return model | train | {"clips in data.train": numbers.clips}
+    data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
+    counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
+    return model | train | data | counts
 
 
 def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     AUDIO_COLUMNS = 2
     AUDIO_ROWS = 3
     FRAME = 4
+    HELD_OUT = 5
 
 
 def clip_uniform(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Stream, count: int) -> Tensor:

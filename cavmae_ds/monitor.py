@@ -45,6 +45,7 @@ class Monitor:
         self._terms = torch.zeros(len(TAGS), device=world.device, dtype=torch.float64)
         self._micro_batches = 0
         self._bad_clips = 0
+        self._named: set[str] = set()
         self._bad_clips_ever = 0
         self._seen_ever = 0
         self._waited = 0.0
@@ -84,7 +85,9 @@ class Monitor:
         self._micro_batches += 1
         self._bad_clips += len(batch.bad)
         for line in batch.bad:
-            tqdm.write(f"bad clip: {line}")
+            if line not in self._named:  # a shard once, not for each of its clips
+                self._named.add(line)
+                tqdm.write(f"bad clip: {line}")
 
     def step_done(self, step: int, grad_norm: float | None, output: PretrainOutput) -> None:
         """Note one optimizer step (1-based); write what is due. All ranks call it.

@@ -10,6 +10,7 @@ from cavmae_ds.config.sections import (
     MonitorConfig,
     OptimConfig,
     RunConfig,
+    SourceConfig,
     TrainConfig,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "MonitorConfig",
     "OptimConfig",
     "RunConfig",
+    "SourceConfig",
     "TrainConfig",
 ]

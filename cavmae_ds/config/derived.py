@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.data.order import steps_per_epoch
 from cavmae_ds.data.shards import check_shards
+from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.model.cavmae import count_parameters
 from cavmae_ds.model.flops import token_width_sum, training_flops
@@ -18,6 +20,9 @@ class RunNumbers:
 
     ranks: int
     clips: int
+    clips_by_source: tuple[int, ...]
+    epoch_clips: int
+    held_out_clips: int
     global_batch: int
     accumulation: int
     steps_per_epoch: int
@@ -49,16 +54,24 @@ def derive(cfg: RunConfig, ranks: int) -> RunNumbers:
             f"{per_step}, got {cfg.train.global_batch}; {near} would fit"
         )
     stage = zero_stage(read_fragment(cfg))
-    if not cfg.data.train:
-        raise ConfigError("data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote")
-    clips = check_shards(cfg.data.train, cfg.model)
-    steps_per_epoch = (clips - clips % cfg.data.canonical_nodes) // cfg.train.global_batch
-    if not steps_per_epoch:
+    if not (cfg.data.train or cfg.data.sources):
+        raise ConfigError(
+            "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
+        )
+    sources = training_sources(
+        cfg.data, [check_shards(source.remote, cfg.model, cfg.data) for source in cfg.data.all_sources]
+    )
+    if cfg.data.validation:
+        check_shards(cfg.data.validation, cfg.model, cfg.data)
+    epoch_clips = sum(source.epoch_clips for source in sources)
+    in_epoch = steps_per_epoch(epoch_clips, cfg.data.canonical_nodes, cfg.train.global_batch)
+    if not in_epoch:
+        addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources)
         raise DataError(
-            f"data.train {cfg.data.train!r} holds {clips} clips, fewer than train.global_batch = "
+            f"an epoch of {addresses} has {epoch_clips} clips, fewer than train.global_batch = "
             f"{cfg.train.global_batch}; lower it or prepare more clips"
         )
-    total_steps = cfg.train.steps or (cfg.train.epochs or 0) * steps_per_epoch
+    total_steps = cfg.train.steps or (cfg.train.epochs or 0) * in_epoch
     if cfg.optim.warmup_steps >= total_steps:
         raise ConfigError(
             f"optim.warmup_steps must be less than the run's {total_steps} steps, got {cfg.optim.warmup_steps}"
@@ -69,10 +82,13 @@ def derive(cfg: RunConfig, ranks: int) -> RunNumbers:
     )
     return RunNumbers(
         ranks=ranks,
-        clips=clips,
+        clips=sum(len(source.trained) for source in sources),
+        clips_by_source=tuple(len(source.trained) for source in sources),
+        epoch_clips=epoch_clips,
+        held_out_clips=sum(int((~source.trained).sum()) for source in sources),
         global_batch=cfg.train.global_batch,
         accumulation=cfg.train.global_batch // per_step,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=in_epoch,
         total_steps=total_steps,
         total_clips=total_steps * cfg.train.global_batch,
         parameters=parameters,

@@ -95,7 +95,8 @@ def _sentence(problem: ErrorDetails) -> str:
         case "missing":
             return f"missing key {key!r}: this run needs it"
         case "value_error":  # raised by a section's own validator, which names its fields
-            return f"{key}: {problem['msg'].removeprefix('Value error, ')}" if key else problem["msg"]
+            said = problem["msg"].removeprefix("Value error, ")
+            return f"{key}: {said}" if key else said
         case "model_type" | "model_attributes_type":
             return f"{key!r} must be a section of `key: value` lines, got {_kind(problem['input'])}"
         case "path_type":

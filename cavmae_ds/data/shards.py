@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 
-from cavmae_ds.config import ModelConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from cavmae_ds.config import DataConfig, ModelConfig
 from cavmae_ds.data.schema import Manifest
 from cavmae_ds.data.store import open_store
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import ConfigError, DataError
+
+CACHED_SHARDS = 4
+"""A cache holds at least so many of the largest shard: some are read while others are fetched."""
 
 
-def check_shards(address: str, model: ModelConfig) -> int:
-    """Clips in the data set at a folder or s3:// address, which must fit the model.
+def check_shards(address: str, model: ModelConfig, data: DataConfig | None = None) -> NDArray[np.int64]:
+    """Clips in each shard of the data set at a folder or s3:// address, which must fit the model and the cache.
 
-    Raises DataError: not there, unreachable, damaged, or holding frames of another size.
+    `data` says how long to wait for an answer and what the cache may hold. Raises DataError: not there, unreachable,
+    damaged, or holding frames of another size; ConfigError: data.cache_limit_gib too small.
     """
-    store = open_store(address)
+    data = data or DataConfig()
+    store = open_store(address, data.answer_timeout_s)
     try:
         shards = json.loads(store.get_bytes("index.json"))["shards"]
-        clips = sum(shard["samples"] for shard in shards)
+        clips = np.array([shard["samples"] for shard in shards], np.int64)
+        largest = max(int(shard["raw_data"]["bytes"]) for shard in shards)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"index.json in {address!r} is damaged ({error}); prepare the data set again") from error
+    if data.cache_limit_gib and "://" in address and data.cache_limit_gib * 2**30 < CACHED_SHARDS * largest:
+        raise ConfigError(
+            f"data.cache_limit_gib must hold {CACHED_SHARDS} of the largest shard of {address!r} "
+            f"({largest / 2**30:.3g} GiB), got {data.cache_limit_gib:g}; give at least "
+            f"{np.ceil(CACHED_SHARDS * largest / 2**20) / 2**10:.6g}, better as much as the disk has"
+        )
     frame_size = Manifest.read(store.get_bytes("manifest.json")).frame_size
     if frame_size != model.image_size:
         raise DataError(

@@ -59,15 +59,15 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str | Path) -> Store:
-    """The store at a local path or at s3://bucket/prefix.
+def open_store(url: str | Path, answer_timeout_s: float = 60.0) -> Store:
+    """The store at a local path or at s3://bucket/prefix; each of a few attempts waits so long for S3 to answer.
 
     S3 finds its endpoint in S3_ENDPOINT_URL, as streaming does, and its credentials in boto3's own chain.
     Raises DataError for another scheme, a missing bucket, refused credentials or a silent endpoint.
     """
     parsed = urlparse(str(url))
     if parsed.scheme == "s3" and parsed.netloc:
-        return S3Store(parsed.netloc, parsed.path.strip("/"))
+        return S3Store(parsed.netloc, parsed.path.strip("/"), answer_timeout_s)
     if "://" in str(url):
         raise DataError(f"the address {url} is not supported; give a local folder or s3://bucket/prefix")
     return LocalStore(Path(url))
@@ -168,20 +168,29 @@ class LocalStore:
             yield folder
 
 
+def s3_client(*, connect_timeout_s: float, answer_timeout_s: float, attempts: int) -> Any:
+    """A boto3 client for the endpoint in S3_ENDPOINT_URL. Raises BotoCoreError or ValueError for a wrong setting."""
+    import boto3  # half a second to import, and only needed here
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=connect_timeout_s,
+        read_timeout=answer_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    return boto3.session.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
+
+
 class S3Store:
     """A prefix in a bucket. The bucket must be there; it is asked for at once, so mistakes show early."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
-        import boto3  # half a second to import, and only needed here
-        from botocore.config import Config
+    def __init__(self, bucket: str, prefix: str, answer_timeout_s: float = 60.0) -> None:
         from botocore.exceptions import BotoCoreError
 
         self.bucket, self.prefix = bucket, prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        config = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 3})
         try:
-            endpoint = os.environ.get("S3_ENDPOINT_URL") or None
-            self._client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+            self._client = s3_client(connect_timeout_s=5, answer_timeout_s=answer_timeout_s, attempts=4)
         except (BotoCoreError, ValueError) as error:
             raise DataError(f"{self.url} cannot be reached: {error}") from error
         with self._plain_errors():

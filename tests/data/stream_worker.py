@@ -1,4 +1,7 @@
-"""Started on every rank by the deepspeed launcher: notes which clips come, with which frame and which mask."""
+"""Started on every rank by the deepspeed launcher: notes which clips come, with which frame and which mask.
+
+The one argument is a folder: cases.json there says what to read, case after case; rank-R.json is what rank R got.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cavmae_ds.config import DataConfig, MaskConfig, ModelConfig
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, training_loader
-from cavmae_ds.distributed import close_world, open_world
+from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.model.masking import draw_plans
 
 SEED, GLOBAL_BATCH = 3, 8
@@ -20,16 +23,24 @@ MODEL = ModelConfig(embed_dim=32, num_heads=4, image_size=64, audio_frames=64)
 
 
 def main() -> None:
-    shards, accumulation, workers, first_step, steps, folder = sys.argv[-6:]
+    folder = Path(sys.argv[-1])
     world = open_world()
-    micro_batch = GLOBAL_BATCH // world.size // int(accumulation)
-    shape = EpochShape(1, world.size, int(accumulation), micro_batch)
-    cfg = DataConfig(train=shards, workers=int(workers))
-    clips = ClipStream(cfg, shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=int(first_step))
+    cases = json.loads((folder / "cases.json").read_text())
+    seen = {name: clips_of(world, **case) for name, case in cases.items()}
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(seen))
+    close_world()
+
+
+def clips_of(world: World, data: dict, accumulation: int, first_step: int, steps: int) -> list[dict]:
+    """This rank's clips of so many optimizer steps."""
+    micro_batch = GLOBAL_BATCH // world.size // accumulation
+    shape = EpochShape(1, world.size, accumulation, micro_batch)
+    cfg = DataConfig(**data)
+    clips = ClipStream(cfg, shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=first_step)
     seen = []
     for number, batch in enumerate(training_loader(clips, cfg, world.device)):
-        if number == int(steps) * int(accumulation):
-            break
+        if number == steps * accumulation:
+            return seen
         plans = draw_plans(MODEL, MaskConfig(audio_mode="tf"), SEED, batch.epoch, batch.clip_index)
         for row in range(micro_batch):
             parts = (
@@ -40,8 +51,8 @@ def main() -> None:
             )
             seen.append(
                 {
-                    "step": int(first_step) + number // int(accumulation),
-                    "epoch": int(batch.epoch[row]),
+                    "step": first_step + number // accumulation,
+                    "turn": int(batch.epoch[row]),
                     "clip": int(batch.clip_index[row]),
                     **{
                         name: sha256(part.contiguous().numpy().tobytes()).hexdigest()
@@ -49,8 +60,7 @@ def main() -> None:
                     },
                 }
             )
-    (Path(folder) / f"rank-{world.rank}.json").write_text(json.dumps(seen))
-    close_world()
+    raise AssertionError("training clips never end")
 
 
 if __name__ == "__main__":

@@ -8,90 +8,116 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from cavmae_ds.data.order import EpochShape, epoch_order, rank_micro_batches
+from cavmae_ds.data.balance import write_sample_weights
+from cavmae_ds.data.sources import held_out
+from cavmae_ds.data.store import open_store
+from cavmae_ds.data.stream import EvaluationClips, collate
+from tests.data.small_shards import small_shards
 from tests.launcher import launch
 
 WORKER = Path(__file__).with_name("stream_worker.py")
 STEPS = 7  # the 24 clips make 3 steps an epoch: this reaches into the third
 
 
-def by_step(shards: Path, folder: Path, *, ranks: int, accumulation: int = 1, workers: int, first: int = 0) -> dict:
-    """Step -> all its clips as real ranks got them, as sorted JSON."""
+@pytest.fixture(scope="module")
+def sources(tiny_shards, tmp_path_factory) -> dict[str, dict]:
+    """Ways to give training clips: one source; two, balanced and partly held out, in small shards and stripes."""
+    folder = tmp_path_factory.mktemp("sources")
+    weights = np.arange(24.0)
+    for name, numbers in (("large", range(24)), ("small", range(5, 15))):
+        out = small_shards(tiny_shards, folder / name, numbers, shard_clips=3)
+        labels = [[number % 4] for number in numbers]
+        write_sample_weights(open_store(out), labels, "abcd", given=weights[: len(numbers)])
+    two = [{"remote": str(folder / "large"), "proportion": 2.0}, {"remote": str(folder / "small"), "proportion": 1.0}]
+    mixed = {"sources": two, "canonical_nodes": 2, "validation_share": 0.1}
+    return {
+        "one": {"train": str(tiny_shards)},
+        "two": mixed,
+        "balanced": mixed | {"sampling": "balanced", "shuffle_block": 12, "epoch_clips": 17},
+    }
+
+
+def by_step(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, dict[int, list[str]]]:
+    """Case -> step -> all its clips as real ranks got them, as sorted JSON."""
     folder.mkdir()
-    arguments = (str(shards), str(accumulation), str(workers), str(first), str(STEPS - first), str(folder))
-    finished = launch(ranks, WORKER, *arguments, scratch=folder)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    finished = launch(ranks, WORKER, str(folder), scratch=folder)
     assert finished.returncode == 0, finished.stdout
-    steps = defaultdict(list)
+    seen: dict = {name: defaultdict(list) for name in cases}
     for rank in range(ranks):
-        for clip in json.loads((folder / f"rank-{rank}.json").read_text()):
-            steps[clip["step"]].append(json.dumps(clip, sort_keys=True))
-    return {step: sorted(clips) for step, clips in steps.items()}
+        for name, clips in json.loads((folder / f"rank-{rank}.json").read_text()).items():
+            for clip in clips:
+                seen[name][clip["step"]].append(json.dumps(clip, sort_keys=True))
+    return {name: {step: sorted(clips) for step, clips in steps.items()} for name, steps in seen.items()}
+
+
+def case(data: dict, workers: int, accumulation: int = 1, steps: range = range(STEPS)) -> dict:
+    return {
+        "data": data | {"workers": workers},
+        "accumulation": accumulation,
+        "first_step": steps.start,
+        "steps": len(steps),
+    }
 
 
 @pytest.fixture(scope="module")
-def one_rank(tiny_shards, tmp_path_factory):
-    """The reference: one rank that decodes in its own process."""
-    return by_step(tiny_shards, tmp_path_factory.mktemp("order") / "one", ranks=1, workers=0)
+def one_rank(sources, tmp_path_factory):
+    """The reference: one rank that decodes in its own process; and a resume on one rank."""
+    cases = {name: case(data, workers=0) for name, data in sources.items()}
+    cases |= {f"{name} 2-5": case(data, workers=2, steps=range(2, 5)) for name, data in sources.items()}
+    return by_step(tmp_path_factory.mktemp("order") / "one", 1, cases)
 
 
-def test_four_ranks_with_two_workers_see_the_clips_frames_and_masks_of_one_rank_without_workers(
-    one_rank, tiny_shards, tmp_path
-):
-    assert by_step(tiny_shards, tmp_path / "four", ranks=4, workers=2) == one_rank
-
-
-def test_accumulation_on_two_ranks_with_three_workers_changes_nothing(one_rank, tiny_shards, tmp_path):
-    assert by_step(tiny_shards, tmp_path / "two", ranks=2, accumulation=2, workers=3) == one_rank
-
-
-def test_a_resume_in_the_middle_of_an_epoch_sees_exactly_the_remaining_steps(one_rank, tiny_shards, tmp_path):
-    resumed = by_step(tiny_shards, tmp_path / "resumed", ranks=2, workers=2, first=4)
-    assert resumed == {step: clips for step, clips in one_rank.items() if step >= 4}
+def test_ranks_workers_accumulation_and_resumes_change_neither_clips_nor_frames_nor_masks(one_rank, sources, tmp_path):
+    """From 2 ranks to 1 to 4, each change in the middle of an epoch; and 4 ranks from start to end."""
+    two = by_step(
+        tmp_path / "two",
+        2,
+        {name: case(data, workers=3, accumulation=2, steps=range(2)) for name, data in sources.items()},
+    )
+    four = {name: case(data, workers=2) for name, data in sources.items()}
+    four |= {f"{name} 5-7": case(data, workers=0, steps=range(5, 7)) for name, data in sources.items()}
+    four = by_step(tmp_path / "four", 4, four)
+    for name in sources:
+        assert four[name] == one_rank[name]
+        assert two[name] | one_rank[f"{name} 2-5"] | four[f"{name} 5-7"] == one_rank[name]
 
 
 def test_an_epoch_shows_every_clip_once_in_another_order_with_another_frame(one_rank):
-    epochs = defaultdict(list)
-    for clips in one_rank.values():
+    turns = defaultdict(list)
+    for clips in one_rank["one"].values():
         for clip in map(json.loads, clips):
-            epochs[clip["epoch"]].append(clip)
-    assert sorted(clip["clip"] for clip in epochs[0]) == list(range(24))
-    assert sorted(clip["clip"] for clip in epochs[1]) == list(range(24))
-    by_clip = [{clip["clip"]: clip for clip in epochs[epoch]} for epoch in (0, 1)]
+            turns[clip["turn"]].append(clip)
+    assert sorted(clip["clip"] for clip in turns[0]) == list(range(24))
+    assert sorted(clip["clip"] for clip in turns[1]) == list(range(24))
+    by_clip = [{clip["clip"]: clip for clip in turns[turn]} for turn in (0, 1)]
     assert all(by_clip[0][i]["sound"] == by_clip[1][i]["sound"] for i in range(24))
     assert all(by_clip[0][i]["audio_mask"] != by_clip[1][i]["audio_mask"] for i in range(24))
     # ten frames: by chance the same one in two epochs for about 2 of the 24 clips
     assert sum(by_clip[0][i]["frame"] != by_clip[1][i]["frame"] for i in range(24)) > 12
 
 
-shards = (
-    st.lists(st.integers(1, 40), min_size=1, max_size=8)
-    .filter(lambda sizes: sum(sizes) >= 4)
-    .map(lambda sizes: np.array(sizes, dtype=np.int64))
-)
+def test_held_out_clips_and_clips_without_weight_never_come_and_copies_have_masks_of_their_own(one_rank):
+    kept_away = set(np.flatnonzero(held_out(0, 34, 0.1)))
+    assert kept_away
+    for name in ("two", "balanced"):
+        clips = [json.loads(clip) for clips in one_rank[name].values() for clip in clips]
+        assert not {clip["clip"] for clip in clips} & kept_away
+        masks = [(clip["clip"], clip["audio_mask"]) for clip in clips]
+        assert len(set(masks)) == len(masks) > len({clip["clip"] for clip in clips})
+    assert not {clip["clip"] for clip in clips} & {0, 24}  # balanced: weight 0
 
 
-@given(shards, st.integers(0, 2**31), st.integers(0, 50), st.sampled_from([1, 2, 4]))
-def test_an_order_holds_each_clip_at_most_once_and_leaves_out_less_than_the_stripes(sizes, seed, epoch, stripes):
-    order = epoch_order(sizes, seed=seed, epoch=epoch, shuffle=True, block=64, canonical_nodes=stripes)
-    assert len(set(order.tolist())) == len(order) > sizes.sum() - stripes
-    assert set(order.tolist()) <= set(range(sizes.sum()))
-
-
-@given(
-    st.integers(0, 300),
-    st.sampled_from([(1, 4, 1, 2), (2, 2, 1, 2), (4, 1, 2, 1), (1, 1, 8, 1), (2, 1, 1, 4)]),
-)
-def test_every_way_of_dealing_a_global_batch_gives_the_same_clips_to_the_same_step(clips, dealing):
-    shape = EpochShape(*dealing)
-    order = np.random.RandomState(0).permutation(clips)
-    ranks = [
-        rank_micro_batches(order, shape, host, local_rank).reshape(-1, shape.accumulation * shape.micro_batch)
-        for host in range(shape.hosts)
-        for local_rank in range(shape.ranks_per_host)
-    ]
-    for step in range(clips // shape.global_batch):
-        dealt = np.concatenate([rank[step] for rank in ranks])
-        assert sorted(dealt) == sorted(order[step * 8 : step * 8 + 8])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_on_several_ranks_and_workers_reads_every_clip_once(workers, sources):
+    address = sources["two"]["sources"][0]["remote"]
+    clips = EvaluationClips(address, None)
+    seen = []
+    for rank in range(2):
+        of_rank = DataLoader(
+            clips, batch_size=5, collate_fn=collate, num_workers=workers, sampler=range(rank, len(clips), 2)
+        )
+        seen += [index for batch in of_rank for index in batch.clip_index.tolist()]
+    assert sorted(seen) == list(range(24))

@@ -1,15 +1,15 @@
-"""DESIGN 2.4: a clip that cannot be decoded is counted and named, and too many of them end the run."""
+"""DESIGN 2.4: a clip or shard that cannot be used is counted and named, and too many of them end the run."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from streaming import MDSWriter, StreamingDataset
 
-from cavmae_ds.data.schema import MDS_COLUMNS
 from cavmae_ds.evaluate.curves import read_curves
+from tests.data.small_shards import small_shards
 from tests.launcher import PRETRAIN, launch
 
 RUN = """\
@@ -24,18 +24,28 @@ monitor: {{log_every: 3, pictures_every: 0}}
 
 
 @pytest.fixture
-def damaged_shards(tiny_shards, tmp_path) -> str:
+def damaged_clip(tiny_shards, tmp_path) -> str:
     """A copy of the shards in which one clip's frames are no JPEG files; hashes are right. Returns its clip_id."""
-    clips = StreamingDataset(local=str(tiny_shards), batch_size=1)
-    with MDSWriter(out=str(tmp_path / "shards"), columns=MDS_COLUMNS, hashes=["xxh3_64"]) as writer:
-        for number in range(clips.num_samples):
-            sample = dict(clips[number])
-            if number == 5:
-                damaged = sample["clip_id"]
-                sample["frames"] = bytes(len(sample["frames"]))
-            writer.write(sample)
-    shutil.copy(tiny_shards / "manifest.json", tmp_path / "shards" / "manifest.json")
-    return damaged
+    damaged = []
+
+    def no_frames(number: int, record: dict) -> None:
+        if number == 5:
+            damaged.append(record["clip_id"])
+            record["frames"] = bytes(len(record["frames"]))
+
+    small_shards(tiny_shards, tmp_path / "shards", range(24), shard_clips=24, change=no_frames)
+    return damaged[0]
+
+
+@pytest.fixture
+def damaged_shard(tiny_shards, tmp_path) -> str:
+    """A copy of the clips in 8 shards, of which one holds a flipped byte. Returns its name."""
+    small_shards(tiny_shards, tmp_path / "shards", range(24), shard_clips=3)
+    path = tmp_path / "shards" / "shard.00002.mds"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
 
 
 def run_file(folder: Path, *, workers: int, allowed: float) -> str:
@@ -44,21 +54,44 @@ def run_file(folder: Path, *, workers: int, allowed: float) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_clip_is_counted_named_and_bounded(workers, damaged_shards, tmp_path):
+def test_a_damaged_clip_is_counted_named_and_bounded(workers, damaged_clip, tmp_path):
     finished = launch(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.1), scratch=tmp_path)
 
     assert finished.returncode == 0, finished.stdout
-    assert finished.stdout.count(f"bad clip: clip '{damaged_shards}'") == 3  # once in each of three epochs
-    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}
+    assert finished.stdout.count(f"bad clip: clip '{damaged_clip}'") == 3  # another frame in each epoch
+    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}  # once in each of three epochs
 
 
-def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_shards, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_is_named_once_and_its_clips_are_counted_to_the_end_of_every_epoch(
+    workers, damaged_shard, tmp_path
+):
+    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.2), scratch=tmp_path)
+
+    assert finished.returncode == 0, finished.stdout
+    assert finished.stdout.count(f"bad clip: shard '{damaged_shard}'") == 1
+    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 3.0, 6: 6.0, 9: 9.0}
+
+
+def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_clip, tmp_path):
     finished = launch(1, PRETRAIN, run_file(tmp_path, workers=1, allowed=0.01), scratch=tmp_path)
 
     assert finished.returncode == 2
     assert (
         "pretrain: error: rank 0: 2 of 48 clips could not be decoded, data.max_bad_share allows 1.0%" in finished.stdout
     )
+    assert "Traceback" not in finished.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_ends_the_run_where_that_was_asked_for(workers, damaged_shard, tmp_path):
+    file = run_file(tmp_path, workers=workers, allowed=1.0)
+
+    finished = launch(1, PRETRAIN, file, "data.on_bad_clip=fail", scratch=tmp_path, seconds=120)
+
+    assert finished.returncode == 2, finished.stdout
+    said = next(line for line in finished.stdout.splitlines() if "pretrain: error: rank" in line)
+    assert f"'{damaged_shard}' of '{tmp_path / 'shards'}' is damaged" in said and "data.on_bad_clip" in said
     assert "Traceback" not in finished.stdout
 
 
@@ -73,4 +106,16 @@ def test_a_shard_that_is_gone_ends_the_run_and_not_just_the_epoch(workers, tiny_
     assert finished.returncode == 2, finished.stdout
     said = next(line for line in finished.stdout.splitlines() if "pretrain: error: rank" in line)
     assert "'part-00000/shard.00000.mds'" in said and str(tmp_path / "shards") in said
+    assert "Traceback" not in finished.stdout
+
+
+def test_an_index_that_points_outside_its_folder_is_refused(tiny_shards, tmp_path):
+    small_shards(tiny_shards, tmp_path / "shards", range(24), shard_clips=24)
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    index["shards"][0]["raw_data"]["basename"] = "../outside.mds"
+    (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
+
+    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=1, allowed=1.0), scratch=tmp_path)
+
+    assert finished.returncode == 2 and "'../outside.mds'" in finished.stdout
     assert "Traceback" not in finished.stdout

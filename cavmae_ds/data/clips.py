@@ -1,0 +1,62 @@
+"""One record becomes one clip, clips become a batch: all that a worker process does per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cavmae_ds.data.schema import FRAMES_PER_CLIP, audio_of, frame_of, labels_of
+
+MIDDLE_FRAME = FRAMES_PER_CLIP // 2
+"""The frame that evaluation looks at (spec/cav-mae.md 3.6)."""
+
+
+class Clip(NamedTuple):
+    """One decoded clip; `bad` names what had to be replaced to fill its place, or is empty."""
+
+    clip_index: int
+    epoch: int
+    audio: NDArray[np.int16]  # [n] 16 kHz mono
+    image: NDArray[np.uint8]  # [H, W, 3]
+    labels: NDArray[np.int32]
+    bad: str
+
+
+class Batch(NamedTuple):
+    """A micro-batch of B clips as the workers hand it over, in the sizes it is stored in."""
+
+    clip_index: Tensor  # [B] int64, place of the clip in the data
+    epoch: Tensor  # [B] int64, the clip's turn: how often it came before (data.order)
+    audio: Tensor  # [B, N] int16, zeros after the clip's end
+    n_samples: Tensor  # [B] int64
+    images: Tensor  # [B, 3, H, W] uint8
+    labels: list[list[int]]  # class ids of each clip
+    bad: list[str]  # one line for each clip that had to be replaced
+
+
+def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: str = "") -> Clip:
+    """A record's sound and one of its frames. Raises DataError, naming the clip, if the record is damaged."""
+    return Clip(clip_index, epoch, audio_of(sample), frame_of(sample, frame), labels_of(sample), bad)
+
+
+def collate(clips: Sequence[Clip]) -> Batch:
+    """Stack clips; sounds are padded with zeros to the longest."""
+    longest = max(len(clip.audio) for clip in clips)
+    audio = np.zeros((len(clips), longest), dtype=np.int16)
+    for row, clip in zip(audio, clips, strict=True):
+        row[: len(clip.audio)] = clip.audio
+    images = np.stack([clip.image for clip in clips])  # [B, H, W, 3]
+    return Batch(
+        clip_index=torch.tensor([clip.clip_index for clip in clips]),
+        epoch=torch.tensor([clip.epoch for clip in clips]),
+        audio=torch.from_numpy(audio),
+        n_samples=torch.tensor([len(clip.audio) for clip in clips]),
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        labels=[clip.labels.tolist() for clip in clips],
+        bad=[clip.bad for clip in clips if clip.bad],
+    )

@@ -1,0 +1,150 @@
+"""The shards of one or more addresses as one row of records, fetched, checked and evicted by all ranks of a host.
+
+streaming brings the index, the readers, the shared states of the shards and eviction; what is decided here is when a
+shard may be trusted, and what happens when it cannot be had (spec/data-path.md 6, faults 1 to 3).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from streaming import StreamingDataset
+from streaming.base.constant import TICK
+from streaming.base.dataset import _ShardState
+from streaming.base.shared import SharedArray
+
+from cavmae_ds.config import DataConfig
+from cavmae_ds.data.download import BadShard, ShardError, ShardStream, remove_leftovers
+from cavmae_ds.data.shared_memory import own_names
+
+log = logging.getLogger(__name__)
+
+MOST_EVICTIONS = 8
+"""A shard that is evicted so often between being fetched and being read: the cache is too small."""
+
+
+class Trust(IntEnum):
+    """What is known of a shard on this host, since this run began."""
+
+    UNKNOWN = 0
+    WHOLE = 1
+    BAD = 2
+    UNREACHABLE = 3
+
+
+class ShardCache(StreamingDataset):
+    """Records by their place in the concatenation of the addresses. Built by all ranks together.
+
+    A shard is checked when it is first used: once on each host for as long as the run lives.
+    """
+
+    def __init__(self, addresses: Sequence[str], data: DataConfig, batch_size: int = 1):
+        self._streams = [ShardStream(address, data) for address in addresses]
+        self._limit_bytes = int((data.cache_limit_gib or 0) * 2**30)
+        with own_names():
+            super().__init__(streams=self._streams, batch_size=batch_size)
+        self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN
+        self._fetched = np.array([self._streams[k].remote is not None for k in self.stream_per_shard])
+        self._failures: dict[int, str] = {}  # what this process could not fetch: shard -> why
+        if self._unique_rank_world.is_local_leader and data.cache:
+            remove_leftovers(data.cache)
+
+    def get_item(self, sample_id: int, retry: int = MOST_EVICTIONS) -> dict[str, Any]:
+        """The record at a place, fetched and checked before. Raises BadShard or ShardError naming its shard."""
+        shard_id, place = self.spanner[sample_id]
+        for _ in range(retry):
+            self.prepare_shard(shard_id)
+            if self._trust[shard_id] == Trust.BAD:
+                raise BadShard(f"{self._name(shard_id)} is damaged; prepare this data set again")
+            try:
+                record = self.shards[shard_id][place]
+            except FileNotFoundError:  # evicted since, or removed by somebody
+                self._forget(shard_id)
+                continue
+            self._shard_access_times[shard_id] = time.time_ns()
+            return record
+        raise ShardError(
+            f"{self._name(shard_id)} was evicted {retry} times before it could be read; raise data.cache_limit_gib, or "
+            "lower data.shuffle_block, data.predownload or data.workers"
+        )
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Make sure that a shard is known to be WHOLE or BAD. Raises ShardError if it cannot be had.
+
+        Not blocking: leaves a shard alone that another process is busy with.
+        """
+        while self._trust[shard_id] not in (Trust.WHOLE, Trust.BAD):
+            if self._trust[shard_id] == Trust.UNREACHABLE:
+                raise ShardError(
+                    self._failures.get(shard_id)
+                    or f"{self._name(shard_id)} could not be fetched, as another process of this host found"
+                )
+            if self._claim(shard_id):
+                self._bring(shard_id)
+            elif not blocking:
+                return
+            else:
+                time.sleep(TICK)
+
+    def _claim(self, shard_id: int) -> bool:
+        """Take it on this process to bring a shard, and make room for it; False if another is at it or has done it."""
+        with FileLock(self._cache_filelock_path):
+            state = self._shard_states[shard_id]
+            if self._trust[shard_id] != Trust.UNKNOWN or state == _ShardState.PREPARING:
+                return False
+            self._shard_states[shard_id] = _ShardState.PREPARING
+            if state == _ShardState.REMOTE and self._fetched[shard_id]:
+                self._make_room(self.shards[shard_id].get_max_size())
+                self.cache_usage += self.shards[shard_id].get_max_size()
+            return True
+
+    def _bring(self, shard_id: int) -> None:
+        trust, failure = Trust.WHOLE, None
+        try:
+            self._streams[self.stream_per_shard[shard_id]].bring(self.shards[shard_id])
+        except BadShard as error:
+            trust = Trust.BAD
+            log.warning("%s", error)
+        except ShardError as error:
+            trust, self._failures[shard_id], failure = Trust.UNREACHABLE, str(error), error
+        with FileLock(self._cache_filelock_path):
+            if trust != Trust.WHOLE and self._fetched[shard_id]:
+                self.cache_usage -= self.shards[shard_id].get_max_size()
+            self._shard_access_times[shard_id] = time.time_ns()
+            self._trust[shard_id] = trust
+            self._shard_states[shard_id] = _ShardState.LOCAL
+        if failure:
+            raise failure
+
+    def _make_room(self, wanted: int) -> None:
+        """Evict the least recently used of the fetched shards, under the lock. A folder's own files are never touched.
+
+        When all that is there is being fetched just now the limit is passed, by less than a shard for each process.
+        """
+        trust, states, times = self._trust.numpy(), self._shard_states.numpy(), self._shard_access_times.numpy()
+        while self._limit_bytes and self._limit_bytes < self.cache_usage + wanted:
+            there = np.flatnonzero((states == _ShardState.LOCAL) & (trust <= Trust.WHOLE) & self._fetched)
+            if not len(there):
+                return
+            coldest = there[np.argmin(times[there])]
+            self._evict_shard(coldest)
+            trust[coldest] = Trust.UNKNOWN
+
+    def _forget(self, shard_id: int) -> None:
+        """A shard that was here is gone."""
+        with FileLock(self._cache_filelock_path):
+            if self._trust[shard_id] == Trust.WHOLE and self._shard_states[shard_id] == _ShardState.LOCAL:
+                self._trust[shard_id] = Trust.UNKNOWN
+                self._shard_states[shard_id] = _ShardState.REMOTE
+                if self._fetched[shard_id]:
+                    self.cache_usage -= self.shards[shard_id].get_max_size()
+
+    def _name(self, shard_id: int) -> str:
+        basename = self.shards[shard_id].file_pairs[0][0].basename
+        return f"shard {basename!r} of {self._streams[self.stream_per_shard[shard_id]].address!r}"

@@ -1,0 +1,102 @@
+"""A name of its own in shared memory for each run, and the removal of what killed runs left there.
+
+streaming counts its names up (000000_locals, 000001_locals, ...): two runs that start at once take the same number, and
+nobody can tell a killed run's leftovers from a living run's. Here a run draws a number, and each of its ranks holds a
+lock on a file with that number. The kernel lets go of the lock when the rank and its workers are gone, however they
+ended: only then are the names removed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import streaming.base.dataset
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
+from streaming.base.shared import SharedMemory
+from streaming.base.world import World
+
+from cavmae_ds.distributed import from_first_rank
+
+FOLDER = Path("/dev/shm")
+_OWNER = re.compile(r"(\d{16})_owner_\d+")
+_LOWEST = 10**15  # 16 digits: streaming's own numbers never come so far
+
+
+@contextmanager
+def own_names() -> Iterator[None]:
+    """StreamingDatasets that are built inside take names from claim_number."""
+    theirs = streaming.base.dataset.get_shm_prefix
+    streaming.base.dataset.get_shm_prefix = claim_number
+    try:
+        yield
+    finally:
+        streaming.base.dataset.get_shm_prefix = theirs
+
+
+def claim_number(
+    streams_local: list[str], streams_remote: list[str | None], world: World, retry: int = 0
+) -> tuple[int, SharedMemory]:
+    """Stands in for streaming's get_shm_prefix: the number before all names of this data set, on this host.
+
+    Called by all ranks together. Any number of runs may share a cache folder: shards are renamed into place whole.
+    """
+    if world.is_local_leader:
+        remove_leftovers()
+    number = _LOWEST + secrets.randbelow(9 * _LOWEST)
+    if world.num_ranks > 1:
+        number = from_first_rank(number)
+    held = _hold(FOLDER / f"{number}_owner_{world.rank}")
+    atexit.register(_let_go, held)  # before those of the shared memory itself, so it runs after them
+    return number, SharedMemory(f"{number}_{LOCALS}", size=4)
+
+
+def remove_leftovers() -> None:
+    """Remove the shared memory and lock files of this user's runs of which no process is left."""
+    owners = defaultdict(list)
+    for path in FOLDER.iterdir():
+        if match := _OWNER.fullmatch(path.name):
+            owners[match[1]].append(path)
+    for number, paths in owners.items():
+        with suppress(BlockingIOError, FileNotFoundError, PermissionError):  # alive, just removed, another user's
+            _remove(number, paths)
+
+
+def _remove(number: str, owners: Sequence[Path]) -> None:
+    locks = []
+    try:
+        for owner in owners:
+            locks.append(os.open(owner, os.O_RDWR | os.O_NOFOLLOW))
+            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder = Path(os.pread(locks[0], 4096, 0).decode())
+        for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
+            (folder / f"{number}_{name}").unlink(missing_ok=True)
+        for path in FOLDER.glob(f"{number}_*"):
+            path.unlink(missing_ok=True)
+    finally:
+        for lock in locks:
+            os.close(lock)
+
+
+def _hold(path: Path) -> int:
+    """A descriptor of the owner's file, locked; inherited by the workers. The file says where the lock files are."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:  # else removed before it was locked
+            os.pwrite(descriptor, tempfile.gettempdir().encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def _let_go(descriptor: int) -> None:
+    os.close(descriptor)
+    remove_leftovers()
