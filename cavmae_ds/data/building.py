@@ -174,4 +174,4 @@ def _outcome(item: Input, result: Sample | ClipRejected) -> Outcome:
     if isinstance(result, ClipRejected):
         return Outcome(item.shown, result.code.value, result.detail)
     seconds = result["n_samples"] / AUDIO_RATE_HZ
-    return Outcome(item.shown, seconds=seconds, labels=item.labels, weight=item.weight)
+    return Outcome(item.shown, seconds=seconds, labels=item.labels, flags=int(result["flags"]), weight=item.weight)

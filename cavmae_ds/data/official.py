@@ -18,9 +18,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from cavmae_ds.data.building import DEFAULT_MAX_BAD_SHARE, PrepareReport, Progress, build_data_set, silent
+from cavmae_ds.data.building import ALONE, DEFAULT_MAX_BAD_SHARE, PartsMissing, Progress, Share, build_data_set, silent
 from cavmae_ds.data.inputs import without_duplicates
 from cavmae_ds.data.official_clip import OfficialInput, read_official
+from cavmae_ds.data.publishing import PrepareReport
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import DataSetFacts
 from cavmae_ds.data.settings import BuildSettings
@@ -64,9 +65,10 @@ def import_official(
     weight_csv: Path | None = None,
     roots: Roots = (),
     workers: int,
+    share: Share = ALONE,
     max_bad_share: float = DEFAULT_MAX_BAD_SHARE,
     progress: Progress = silent,
-) -> PrepareReport:
+) -> PrepareReport | PartsMissing:
     """Builds a data set at `out` (see build_data_set) of the clips that an official JSON names (see find_official)."""
     classes = read_label_csv(label_csv)
     facts = DataSetFacts(
@@ -81,7 +83,15 @@ def import_official(
     )
     inputs = find_official(listing, classes, weight_csv, roots)
     return build_data_set(
-        out, inputs, read_official, settings, facts, workers=workers, max_bad_share=max_bad_share, progress=progress
+        out,
+        inputs,
+        read_official,
+        settings,
+        facts,
+        workers=workers,
+        share=share,
+        max_bad_share=max_bad_share,
+        progress=progress,
     )
 
 

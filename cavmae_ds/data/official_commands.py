@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cavmae_ds.data.commands import MaxBad, conclude
+from cavmae_ds.data.commands import AudioCodec, AudioCodecOption, MaxBad, Shard, conclude
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.terminal import Workers, err_console, out_console, progress_bar
 
@@ -25,6 +25,8 @@ def import_official(
     ] = [],  # noqa: B006  typer reads it and never changes it
     frame_size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 224,
     keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    audio_codec: AudioCodecOption = AudioCodec.pcm16,
+    shard: Shard = "1/1",
     max_bad: MaxBad = 0.05,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds allowed for one clip.")] = 60.0,
 ) -> None:
@@ -39,12 +41,16 @@ def import_official(
       cavmae import-official train.json --label-csv class_labels.csv --out shards/train
       cavmae import-official train.json --label-csv class_labels.csv --out shards/train --root /data=/mnt/copy
     """
+    from cavmae_ds.data.building import Share
     from cavmae_ds.data.official import import_official as import_data_set
     from cavmae_ds.data.settings import BuildSettings
 
-    settings = BuildSettings(frame_size=frame_size, keep_silent=keep_silent, time_limit_s=time_limit)
+    settings = BuildSettings(
+        frame_size=frame_size, keep_silent=keep_silent, audio_codec=audio_codec.value, time_limit_s=time_limit
+    )
+    share = Share.parse(shard)
     with progress_bar("importing") as progress:
-        report = import_data_set(
+        outcome = import_data_set(
             listing,
             out,
             settings,
@@ -52,10 +58,11 @@ def import_official(
             weight_csv=weight_csv,
             roots=[_root(text) for text in root],
             workers=workers,
+            share=share,
             max_bad_share=max_bad,
             progress=progress,
         )
-    conclude(report, out, max_bad)
+    conclude(outcome, out, max_bad)
 
 
 def create_official(

@@ -28,6 +28,7 @@ from cavmae_ds.errors import DataError
 LISTING = "data.json"
 WEIGHT_CSV = "data_weight.csv"  # the official name: that of the JSON, and _weight
 LABEL_CSV = "class_labels.csv"
+PLAIN = " _.-~+,=@#&!()[]{}'"  # beside letters and digits
 MAX_NAME_BYTES = 255 - len(".jpg")  # what file systems allow
 
 
@@ -81,9 +82,10 @@ def create_official(
 def file_name(clip_id: str) -> str:
     """A clip id as a name without folders, one for each id: urllib.parse.unquote gives the id back.
 
-    Letters, digits and _ . - ~ stay; all else becomes %XX. Raises DataError where that is longer than a name may be.
+    ASCII letters, digits, blanks and PLAIN stay; all else becomes %XX. Raises DataError where that is longer than a
+    name may be.
     """
-    name = quote(clip_id, safe="")
+    name = quote(clip_id, safe=PLAIN)
     if not 0 < len(name) <= MAX_NAME_BYTES:
         raise DataError(
             f"the clip id {clip_id[:80]!r} gives a file name of {len(name)} bytes, allowed are 1 to {MAX_NAME_BYTES}; "

@@ -51,6 +51,7 @@ class Outcome:
     detail: str | None = None
     seconds: float = 0.0
     labels: tuple[int, ...] = ()
+    flags: int = 0  # of ClipFlag
     weight: float | None = None  # given for balanced sampling
 
 
