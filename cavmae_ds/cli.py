@@ -5,6 +5,7 @@ import sys
 import typer
 
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
+from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
@@ -17,6 +18,7 @@ Exit codes:
   0  done
   2  something must change first: one sentence on stderr says what
   3  too many inputs were rejected: the data set is not published
+  4  files of a data set are missing or damaged: each is named on stderr
 """
 
 app = typer.Typer(
@@ -26,9 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (prepare, import_official):
-    app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(command)
-for command in (create_official, synthesize, evaluate, inpaint, report):
+for building in (prepare, import_official):
+    app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
+for command in (create_official, synthesize, inspect, stats, evaluate, inpaint, report):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -23,6 +23,11 @@ def test_records_by_place_are_those_that_streaming_gives(tiny_shards):
     assert len(records) == 24
 
 
+def test_what_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"manifest\.json is missing in"):
+        Records(str(tmp_path))
+
+
 @pytest.fixture
 def copied(tmp_path, tiny_shards):
     return shutil.copytree(tiny_shards, tmp_path / "copied")
@@ -52,7 +57,7 @@ def test_a_shard_that_is_cut_or_does_not_fit_the_index_is_named(copied):
     shard = copied / "part-00000" / "shard.00000.mds"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="part-00000/shard.00000.mds in .* is damaged"):
+    with pytest.raises(DataError, match=r"part-00000/shard\.00000\.mds in .* is damaged"):
         list(Records(str(copied)).read(range(24)))
 
     shard.write_bytes(content)
