@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Spent:
     wall_s: float
 
 
-def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, Spent]:
+def take_turns(works: Mapping[Name, Callable[[], Any]], rounds: int = 7) -> dict[Name, Spent]:
     """Medians of each way, one round of all after another; a round before them warms up."""
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    spent: dict[Name, list[tuple[float, float]]] = {name: [] for name in works}
     for turn in range(rounds + 1):
         for name, work in works.items():
             cpu_s, wall_s = cpu_seconds(), time.perf_counter()

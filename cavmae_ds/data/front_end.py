@@ -29,7 +29,8 @@ class FrontEnd:
         waveform, n_samples, images = (
             part.to(self.device, non_blocking=True) for part in (batch.audio, batch.n_samples, batch.images)
         )
-        return self._log_mel(waveform, n_samples, self._frames), images
+        # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.
+        return self._log_mel(waveform, n_samples, self._frames), images.contiguous()
 
 
 class Ready(NamedTuple):

@@ -26,7 +26,7 @@ def numbered_batch(number: int) -> Batch:
         epoch=torch.full((CLIPS,), number // 3),
         audio=torch.randint(-9000, 9000, (CLIPS, 10_000), generator=generator, dtype=torch.int16),
         n_samples=torch.tensor([10_000, 9_000, 5_000, 300]),
-        images=torch.randint(0, 256, (CLIPS, 3, 64, 64), generator=generator, dtype=torch.uint8),
+        images=torch.randint(0, 256, (CLIPS, 64, 64, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2),
         labels=[[number]] * CLIPS,
         bad=[],
     )
@@ -48,6 +48,7 @@ def test_ready_batches_are_the_front_ends_output_in_the_loaders_order_with_their
     for one, batch in zip(ready, given, strict=True):
         audio, images = front_end(batch)
         assert torch.equal(one.audio, audio) and torch.equal(one.images, images)
+        assert torch.equal(one.images, batch.images) and one.images.is_contiguous()
         assert torch.equal(one.keys[0], batch.epoch) and torch.equal(one.keys[1], batch.clip_index)
 
 
