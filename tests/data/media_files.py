@@ -57,10 +57,10 @@ def write_media(
     with av.open(f"file:{path}", "w") as container:
         if len(frames):
             rate = Fraction(fps).limit_denominator(1000)
-            options = {"preset": "ultrafast", "crf": "12", "g": str(key_frame_every)}
+            options = {"preset": "ultrafast", "crf": "12", "g": str(key_frame_every), "x265-params": "log-level=none"}
             if key_frame_every > 1:
                 options |= {"bf": "2", "sc_threshold": "0"}
-            video = container.add_stream(codec, rate, options if codec == "libx264" else {})
+            video = container.add_stream(codec, rate, options if codec in ("libx264", "libx265") else {})
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = pixel_format
             video.codec_context.time_base = Fraction(1, 1000)
