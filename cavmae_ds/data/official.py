@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -29,7 +29,7 @@ from cavmae_ds.errors import DataError
 
 LABEL_COLUMNS = ("index", "mid", "display_name")
 
-Roots = Sequence[tuple[str, Path]]  # (beginning of a path as written, what stands there instead)
+Roots = Sequence[tuple[str, Path]]  # (beginning of a path as written, the absolute folder that it stands for)
 
 
 class _Entry(BaseModel):
@@ -110,7 +110,7 @@ def find_official(
     for old, _ in roots:
         if not any(_is_below(path, old) for entry in entries for path in (entry.wav, entry.video_path)):
             raise DataError(f"--root {old}=...: no path in {listing} begins with {old}; the first is {entries[0].wav}")
-    folder = listing.parent.resolve()
+    folder = str(listing.parent.resolve())
     inputs = [_input(entry, weight, folder, number, roots) for entry, weight in zip(entries, weights, strict=True)]
     inputs.sort(key=lambda item: item.clip_id)  # stable: of two clips with one id the first in the file is kept
     return list(without_duplicates(inputs))
@@ -175,18 +175,19 @@ def _read_weights(path: Path, clips: int) -> Sequence[float | None]:
     return weights
 
 
-def _input(entry: _Entry, weight: float | None, folder: Path, number: dict[str, int], roots: Roots) -> OfficialInput:
+def _input(entry: _Entry, weight: float | None, folder: str, number: dict[str, int], roots: Roots) -> OfficialInput:
+    name = entry.video_id
     labels = [label.strip() for label in entry.labels.split(",") if label.strip()]
     unknown = [label for label in labels if label not in number]
     rejected = None
-    if not entry.video_id or "\0" in entry.video_id or ".." in Path(entry.video_id).parts or entry.video_id[0] == "/":
-        rejected = ClipRejected(RejectCode.UNREADABLE, f"the video_id {entry.video_id!r} leads out of its folder")
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        rejected = ClipRejected(RejectCode.UNREADABLE, f"the video_id {name!r} leads out of its folder")
     elif unknown:
         rejected = ClipRejected(RejectCode.UNKNOWN_LABEL, f"{unknown[0]} is not in the label CSV")
-    wav, video_path = (str(folder / _moved(path, roots)) for path in (entry.wav, entry.video_path))
+    wav, video_path = (_found(path, folder, roots) for path in (entry.wav, entry.video_path))
     return OfficialInput(
-        clip_id=entry.video_id,
-        source=str(Path(wav).relative_to(folder)) if Path(wav).is_relative_to(folder) else entry.wav,
+        clip_id=name,
+        source=wav.removeprefix(f"{folder}/") if _is_below(wav, folder) else entry.wav,
         labels=tuple(sorted({number[label] for label in labels if label in number})),
         weight=weight,
         rejected=rejected,
@@ -195,12 +196,13 @@ def _input(entry: _Entry, weight: float | None, folder: Path, number: dict[str, 
     )
 
 
+# Text, not pathlib, from here on: there may be millions of clips.
 def _is_below(path: str, root: str) -> bool:
-    return PurePosixPath(path).is_relative_to(root)
+    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def _moved(path: str, roots: Roots) -> str:
+def _found(path: str, folder: str, roots: Roots) -> str:
     for old, new in roots:
         if _is_below(path, old):
-            return str(new / PurePosixPath(path).relative_to(old))
-    return path
+            return f"{new}/{path[len(old) :].lstrip('/')}"
+    return path if path.startswith("/") else f"{folder}/{path}"

@@ -95,7 +95,7 @@ def _root(text: str) -> tuple[str, Path]:
     old, sign, new = text.partition("=")
     if not (old and sign and new):
         raise ConfigError(f"--root must be OLD=NEW, got {text!r}")
-    return old, Path(new)
+    return old, Path(new).absolute()
 
 
 def _lines(path: Path) -> list[str]:
