@@ -20,7 +20,7 @@ CSV_COLUMNS = ("path", "labels")
 Row = tuple[str, tuple[str, ...]]  # a path as written, and its class names
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
     """One thing to make a clip of. `source` is its name as the user's folder, list or table gives it."""
 
@@ -36,11 +36,11 @@ class Input:
         return self.source
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInput(Input):
     """One video to prepare, or a window of it."""
 
-    path: Path
+    path: str  # absolute; as text, for millions of them are held at once
     start_s: float | None = None  # on the file's clock; None: where the picture begins
     window: str = ""  # seconds after the beginning of the picture, as clip ids and reports show it
 
@@ -101,7 +101,7 @@ def _input(root: Path, name: str, labels: tuple[int, ...]) -> VideoInput:
     if printable != clip_id:
         rejected = ClipRejected(RejectCode.UNREADABLE, "the name is not valid UTF-8")
     shown_source = name.encode("utf-8", "backslashreplace").decode()
-    return VideoInput(clip_id=printable, source=shown_source, path=path, labels=labels, rejected=rejected)
+    return VideoInput(clip_id=printable, source=shown_source, path=str(path), labels=labels, rejected=rejected)
 
 
 def without_duplicates(inputs: Iterable[AnyInput]) -> Iterator[AnyInput]:

@@ -29,7 +29,7 @@ class BuildSettings(ClipSettings):
     """The same for a whole data set, whatever its clips are made of."""
 
     audio_codec: AudioCodec = "pcm16"
-    time_limit_s: float = Field(default=60.0, gt=0)  # for one clip
+    time_limit_s: float = Field(default=60.0, gt=0)  # for one clip, and for finding the windows of a file
     inputs_per_part: int = Field(default=256, ge=1)  # also the most work a kill can lose
 
 

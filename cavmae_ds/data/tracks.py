@@ -75,10 +75,10 @@ def packet_span(packet: Packet) -> tuple[float, float] | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
+def opened(path: str) -> Iterator[InputContainer]:
     """The container in a file. Raises ClipRejected when it is none."""
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(16)
     except OSError as error:
         raise ClipRejected(RejectCode.UNREADABLE, error.strerror or str(error)) from error

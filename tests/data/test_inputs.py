@@ -24,7 +24,7 @@ def test_a_list_means_its_lines_as_they_stand(tmp_path):
 
     inputs, _ = find_inputs(listing, None)
 
-    assert {item.clip_id: str(item.path) for item in inputs} == {
+    assert {item.clip_id: item.path for item in inputs} == {
         "#1 hit": str(tmp_path / "#1 hit.mp4"),
         "sub/two": str(tmp_path / "sub/two.mp4"),
         "else/three.40.000": "/else/three.40.000.mp4",

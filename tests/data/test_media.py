@@ -24,7 +24,7 @@ SMALL = PrepareSettings(frame_size=72)
 
 
 def clip_of(path, settings=SMALL):
-    return read_clip(VideoInput(clip_id="id", source=path.name, path=path), settings)
+    return read_clip(VideoInput(clip_id="id", source=path.name, path=str(path)), settings)
 
 
 def numbers_in(clip):

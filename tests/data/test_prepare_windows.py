@@ -26,7 +26,7 @@ WINDOWS = PrepareSettings(frame_size=72, clip_seconds=3, windows=True)
 
 
 def item_of(path):
-    return VideoInput(clip_id=path.stem, source=path.name, path=path)
+    return VideoInput(clip_id=path.stem, source=path.name, path=str(path))
 
 
 def windows_of(path, settings=WINDOWS):

@@ -28,7 +28,7 @@ def rows_of(table):
 
 
 def clip_of(path):
-    return read_clip(VideoInput(clip_id="id", source=path.name, path=path), PrepareSettings(frame_size=64))
+    return read_clip(VideoInput(clip_id="id", source=path.name, path=str(path)), PrepareSettings(frame_size=64))
 
 
 def test_every_video_has_the_length_and_size_that_were_asked_for(made):
