@@ -86,12 +86,14 @@ def prepare(
     """Turn videos into shards that training streams.
 
     Every input becomes a clip or is named, with its reason, in rejected.csv. Run the same command again
-    after an interruption: it continues, and the result is the same.
+    after an interruption: it continues, and the result is the same. With --windows clip ids end with the second
+    at which they begin, as in name@00010.0.
 
     \b
     Example:
       cavmae prepare videos/ --out s3://bucket/train
       cavmae prepare train.csv --out shards/train --classes classes.txt --max-bad 0.1
+      cavmae prepare videos/ --out s3://bucket/train --windows --shard 3/8
     """
     from cavmae_ds.data.building import Share
     from cavmae_ds.data.prepare import prepare as prepare_data_set

@@ -92,6 +92,19 @@ def test_a_share_whose_publishing_was_lost_publishes_when_it_is_repeated(tmp_pat
     assert contents(out) == contents(undisturbed)
 
 
+def test_what_was_begun_when_there_were_fewer_settings_is_continued(tmp_path, labelled, undisturbed):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    plan = json.loads((out / "prepare.json").read_text())
+    for added_later in ("windows", "frame_rule", "audio_codec"):
+        del plan[added_later]
+    (out / "prepare.json").write_text(json.dumps(plan))
+
+    assert prepare(labelled, out, SMALL, workers=1).finished_before
+    with pytest.raises(DataError, match="audio_codec pcm16 then, flac now"):
+        prepare(labelled, out, SMALL.model_copy(update={"audio_codec": "flac"}), workers=1)
+
+
 def test_shares_at_once_in_a_bucket_equal_one_process_in_a_folder(labelled, undisturbed, s3_bucket):
     remote = f"s3://{s3_bucket}/clips"
     processes = [started(labelled, remote, Share(k, 2)) for k in range(2)]
