@@ -100,8 +100,13 @@ def log_mel_png(clip: ShownClip) -> bytes:
     """The log-mel with its axes, on a transparent ground."""
     figure = Figure(figsize=(5.2, 1.75), layout="constrained")
     draw_log_mel(figure.subplots(), clip)
+    return png_of(figure, transparent=True)
+
+
+def png_of(figure: Figure, *, transparent: bool = False) -> bytes:
+    """The figure as a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, dpi=120, transparent=True)
+    figure.savefig(file, dpi=120, transparent=transparent)
     return file.getvalue()
 
 

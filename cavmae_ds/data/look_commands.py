@@ -87,7 +87,7 @@ def inspect(
       cavmae inspect shards/train --out report.html
       cavmae inspect s3://bucket/train --verify
     """
-    from cavmae_ds.data.contact_sheet import draw_sheet, spread_clips
+    from cavmae_ds.data.contact_sheet import draw_sheet, png_of, spread_clips
     from cavmae_ds.data.inspect_page import html_page
     from cavmae_ds.data.inspect_summary import summary
     from cavmae_ds.data.inspection import inspect_data_set
@@ -102,25 +102,29 @@ def inspect(
     for section in sections:
         _show_section(section)
     if out is not None:
-        shown = []
         try:
             shown = spread_clips(records, clips)
         except DataError as error:
+            shown = []
             found.faults.append(str(error))
         title = f"{shards}: {found.manifest.clips:,} clips"
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            if out.suffix.lower() == ".html":
-                out.write_text(html_page(title, sections, found.faults, shown), encoding="utf-8")
-            elif shown:
-                draw_sheet(shown, title).savefig(out, dpi=110)
-        except OSError as error:
-            raise DataError(f"{out} cannot be written: {error.strerror}") from error
+        if out.suffix.lower() == ".html":
+            _write(out, html_page(title, sections, found.faults, shown).encode())
+        elif shown:
+            _write(out, png_of(draw_sheet(shown, title)))
         out_console.print(f"{len(shown)} clips are shown in {out}", soft_wrap=True, markup=False)
     for fault in found.faults:
         typer.echo(f"cavmae: {fault}", err=True)
     if found.faults:
         raise typer.Exit(EXIT_DAMAGED)
+
+
+def _write(out: Path, content: bytes) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}") from error
 
 
 def _show_statistics(found: LogMelStatistics) -> None:

@@ -97,12 +97,11 @@ def _read_audio(path: Path, settings: BuildSettings) -> np.ndarray:
 
 
 def _refuse_cut_short(file: soundfile.SoundFile, read: int, wanted: int) -> None:
-    claims = [(read, min(file.frames, wanted))]
+    declared = file.frames
     if (note := _CUT_SHORT.search(file.extra_info)) and int(note[1]) < STREAMED_BYTES:
-        claims.append((int(note[2]), int(note[1])))
-    for there, declared in claims:
-        if there < MIN_SHARE_OF_DECLARED * declared:
-            raise ClipRejected(RejectCode.TRUNCATED, f"{Path(file.name).name}: {there / declared:.0%} of it is there")
+        declared = round(file.frames * int(note[1]) / max(int(note[2]), 1))
+    if read < MIN_SHARE_OF_DECLARED * min(declared, wanted):
+        raise ClipRejected(RejectCode.TRUNCATED, f"{Path(file.name).name}: {read} samples of {declared} are there")
 
 
 def _read_frames(item: OfficialInput, settings: BuildSettings) -> tuple[tuple[bytes, ...], int]:

@@ -14,7 +14,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from cavmae_ds.cli import app
 from cavmae_ds.data.balance import read_sample_weights
 from cavmae_ds.data.official import Classes, find_official, import_official, read_label_csv
 from cavmae_ds.data.official_clip import read_official
@@ -24,7 +26,7 @@ from cavmae_ds.data.rejects import ClipRejected
 from cavmae_ds.data.schema import ClipFlag, audio_of, frame_jpeg, frame_of, labels_of
 from cavmae_ds.data.settings import BuildSettings
 from cavmae_ds.data.store import open_store
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, UserError
 from tests.data.official_files import OfficialFolder, make_digits, official_clips, sound
 
 CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
@@ -194,6 +196,13 @@ def test_each_bad_clip_is_rejected_by_name_and_the_good_ones_stay(folder, tmp_pa
         "unlabelled": [],
         "unmentioned": [],
     }
+
+
+def test_a_long_sound_cut_after_the_clip_s_end_is_whole_enough(folder):
+    wav = folder.add("long", wave=sound(20.0))
+    wav.write_bytes(wav.read_bytes()[: 12 * 32_000])
+
+    assert len(record_of(folder).audio) == 160_000
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100])
@@ -387,6 +396,29 @@ def test_a_weight_csv_that_does_not_fit_is_refused(folder, tmp_path, text, words
 
     with pytest.raises(DataError, match=words):
         find_official(folder.write()[0], CLASSES, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["import-official", "x.json", "--label-csv", "x.csv", "--out", "out", "--root", "old"],
+            "--root must be OLD=NEW",
+        ),
+        (["import-official", "x.json", "--label-csv", "x.csv", "--out", "out", "--root", "=new"], "got '=new'"),
+        (["import-official", "x.json", "--label-csv", "x.csv", "--out", "out"], "the label CSV x.csv cannot be read"),
+        (["create-official", "shards", "--out", "out", "--limit", "3", "--ids", "ids.txt"], "give one of them"),
+        (["create-official", "shards", "--out", "out", "--ids", "ids.txt"], "--ids ids.txt cannot be read"),
+        (["inspect", "shards", "--out", "report.pdf"], "--out must end in .html or .png, got report.pdf"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+
+    refusal = CliRunner().invoke(app, arguments).exception
+
+    assert isinstance(refusal, UserError) and words in str(refusal)
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), st.text(max_size=3))
