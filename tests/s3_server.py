@@ -72,27 +72,54 @@ def s3_bucket(s3_server, monkeypatch) -> str:
 
 @contextmanager
 def running_s3_server(folder: Path) -> Iterator[S3Server]:
-    """Starts `weed server` in a folder, waits until it stores objects, and ends it afterwards."""
-    master, volume, filer, s3 = _free_ports(4)
-    server = S3Server(f"http://127.0.0.1:{s3}", "tester", secrets.token_hex(16))
-    command = [
-        *(Path(sysconfig.get_path("scripts")) / "weed", "server", f"-dir={folder}", "-ip=127.0.0.1"),
-        *("-ip.bind=127.0.0.1", "-volume.max=1000", "-master.volumeSizeLimitMB=64", "-s3", "-filer"),
-        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"),
-        # Off: reports to an outside host, and listeners on fixed ports.
-        *("-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-    ]
-    keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=os.environ | keys, start_new_session=True
-        )
-    try:
-        _wait_until_ready(server, process, folder / "log")
-        yield server
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # nothing in it is worth the seconds of a tidy end
-        process.wait()
+    """A server in a folder, ended afterwards."""
+    with RestartableServer(folder) as server:
+        yield server.address
+
+
+class RestartableServer:
+    """`weed server` in a folder: killed and started again it has the same address, keys and objects."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._ports = _free_ports(4)
+        self._process: subprocess.Popen | None = None
+        self.address = S3Server(f"http://127.0.0.1:{self._ports[3]}", "tester", secrets.token_hex(16))
+
+    def __enter__(self) -> "RestartableServer":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Returns when objects are stored."""
+        folder, (master, volume, filer, s3) = self._folder, self._ports
+        command = [
+            *(Path(sysconfig.get_path("scripts")) / "weed", "server", f"-dir={folder}", "-ip=127.0.0.1"),
+            *("-ip.bind=127.0.0.1", "-volume.max=1000", "-master.volumeSizeLimitMB=64", "-s3", "-filer"),
+            *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"),
+            # Off: reports to an outside host, and listeners on fixed ports.
+            *("-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        ]
+        keys = {"AWS_ACCESS_KEY_ID": self.address.access_key, "AWS_SECRET_ACCESS_KEY": self.address.secret_key}
+        with (folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=folder, env=os.environ | keys, start_new_session=True
+            )
+        try:
+            _wait_until_ready(self.address, self._process, folder / "log")
+        except RuntimeError:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL: nothing in it is worth the seconds of a tidy end."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen, log: Path) -> None:

@@ -206,6 +206,7 @@ def _info(shard: Reader) -> FileInfo:
 
 def _is_final(error: Exception) -> bool:
     """Will hardly change by waiting: the server's definite answer, or a disk that is full or may not be written."""
-    code = getattr(error, "response", {}).get("Error", {}).get("Code")
+    answer = getattr(error, "response", None) or {}  # botocore's time-outs have one that is None
+    code = answer.get("Error", {}).get("Code")
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
     return code in FINAL_ANSWERS or full

@@ -105,14 +105,19 @@ class ShardCache(StreamingDataset):
             return True
 
     def _bring(self, shard_id: int) -> None:
-        trust, failure = Trust.WHOLE, None
+        trust = Trust.WHOLE
+        failure: ShardError | None = None
         try:
             self._streams[self.stream_per_shard[shard_id]].bring(self.shards[shard_id])
         except BadShard as error:
             trust = Trust.BAD
             log.warning("%s", error)
         except ShardError as error:
-            trust, self._failures[shard_id], failure = Trust.UNREACHABLE, str(error), error
+            failure = error
+        except Exception as error:  # whatever it is, nobody must wait for this shard for ever
+            failure = ShardError(f"{self._name(shard_id)} could not be read: {error}")
+        if failure:
+            trust, self._failures[shard_id] = Trust.UNREACHABLE, str(failure)
         with FileLock(self._cache_filelock_path):
             if trust != Trust.WHOLE and self._fetched[shard_id]:
                 self.cache_usage -= self.shards[shard_id].get_max_size()

@@ -161,6 +161,11 @@ class EvaluationClips(Dataset):
         addresses = [address] if isinstance(address, str) else address
         self._shards = ShardCache(addresses, data or DataConfig(cache=cache))
 
+    @property
+    def clips_by_address(self) -> NDArray[np.int64]:
+        """Clips of each address, in order."""
+        return self._shards.samples_per_stream
+
     def __len__(self) -> int:
         return self._shards.num_samples
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,7 +50,7 @@ MISTAKES = {
     "frames of another size": (["model.image_size=96"], ["64 pixels", "model.image_size", "96"]),
     "train and sources": (["data.sources=[{remote: a}]"], ["exactly one", "train", "sources"]),
     "no source": (["data.train=''", "data.sources=[]"], ["data.train is not set", "data.sources"]),
-    "source without an address": (["data.train=''", "data.sources=[{repeat: 2}]"], ["data.sources.0.remote", "missing"]),
+    "source without an address": (["data.train=''", "data.sources=[{repeat: 2}]"], ["sources.0.remote", "missing"]),
     "misspelled amount": (["data.train=''", "data.sources=[{remote: a, repeats: 2}]"], ["data.sources.0.repeats"]),
     "two kinds of amounts": (
         ["data.train=''", "data.sources=[{remote: a, repeat: 2}, {remote: b, choose: 3}]"],
@@ -63,7 +65,7 @@ MISTAKES = {
         ["data.train=''", "data.sources=[{remote: a, repeat: 2}, {remote: b, repeat: 1}]", "data.epoch_clips=9"],
         ["epoch_clips goes with proportion", "repeat"],
     ),
-    "negative amount": (["data.train=''", "data.sources=[{remote: a, choose: -2}]"], ["choose", "greater than 0", "-2"]),
+    "negative amount": (["data.train=''", "data.sources=[{remote: a, choose: -2}]"], ["choose", "greater than 0"]),
     "all clips held out": (["data.validation_share=1"], ["data.validation_share", "less than 1"]),
     "more stripes than clips": (["data.canonical_nodes=48"], ["24 clips", "data.canonical_nodes = 48"]),
     "validation without clips": (["monitor.validate_every=5"], ["monitor.validate_every", "data.validation_share"]),
@@ -131,6 +133,30 @@ def test_a_bucket_that_nobody_answers_for_is_named(run_file, monkeypatch, capsys
     said = refusal(monkeypatch, capsys, str(run_file), "data.train=s3://bucket/shards")
     assert "s3://bucket/shards" in said and "127.0.0.1:9" in said
     assert "never-shown" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "address", "expected"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "never-shown", "s3://{bucket}/shards", ["was refused", "credentials"]),
+        ("AWS_ACCESS_KEY_ID", "nobody", "s3://{bucket}/shards", ["was refused", "credentials"]),
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://no-such-bucket/shards", ["no-such-bucket", "does not exist"]),
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://{bucket}/shards", ["index.json", "missing", "cavmae prepare"]),
+        ("S3_ENDPOINT_URL", "silent", "s3://{bucket}/shards", ["cannot be reached", "timeout"]),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_refused_in_time(
+    name, value, address, expected, run_file, s3_bucket, monkeypatch, capsys
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}" if value == "silent" else value)
+        started = time.monotonic()
+        said = refusal(
+            monkeypatch, capsys, str(run_file),
+            f"data.train={address.format(bucket=s3_bucket)}", "data.download_timeout_seconds=4",
+        )  # fmt: skip
+    assert time.monotonic() - started < 30
+    assert all(part in said for part in expected) and "never-shown" not in said, said
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,7 +18,9 @@ from cavmae_ds.config import ModelConfig
 from cavmae_ds.data.store import open_store
 from cavmae_ds.evaluate.curves import read_curves
 from cavmae_ds.model.cavmae import CAVMAE
-from tests.launcher import CHECKOUT, PRETRAIN, environment, launch
+from tests.data.small_shards import small_shards
+from tests.launcher import CHECKOUT, PRETRAIN, command, environment, launch
+from tests.s3_server import RestartableServer
 
 RUN = """\
 run_dir: {folder}/run
@@ -86,3 +93,66 @@ def test_the_secret_of_the_bucket_is_in_no_file_and_no_output(bucket_shards, s3_
     assert s3_server.secret_key not in finished.stdout
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or s3_server.secret_key.encode() not in path.read_bytes(), path
+
+
+STEPS = 30
+OUTAGE = """\
+run_dir: {folder}/{name}
+ds_config: ds_configs/zero2.json
+model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
+  decoder_num_heads: 2, image_size: 64, audio_frames: 112}}
+data: {{train: {shards}, workers: 1, cache: {folder}/cache-{name}, cache_limit_gib: {limit}, predownload: 2}}
+train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32}}
+monitor: {{log_every: 1, pictures_every: 0}}
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_20_seconds_costs_nothing_but_time(tiny_shards, tmp_path, monkeypatch):
+    """Half of the shards fit into the cache, so shards are fetched all the time."""
+    small = small_shards(tiny_shards, tmp_path / "shards", range(24), shard_clips=3)
+    limit = 4.2 * max(path.stat().st_size for path in small.glob("*.mds")) / 2**30
+    (tmp_path / "server").mkdir()
+    with RestartableServer(tmp_path / "server") as server:
+        for name, value in server.address.environment.items():
+            monkeypatch.setenv(name, value)
+        shards = f"s3://{server.address.fresh_bucket()}/small"
+        for file in small.iterdir():
+            open_store(shards).put_bytes(file.name, file.read_bytes())
+        for name in ("undisturbed", "outage"):
+            (tmp_path / f"{name}.yaml").write_text(
+                OUTAGE.format(folder=tmp_path, name=name, shards=shards, limit=limit, steps=STEPS)
+            )
+        finished = launch(2, PRETRAIN, str(tmp_path / "undisturbed.yaml"), scratch=tmp_path)
+        assert finished.returncode == 0, finished.stdout
+
+        with (tmp_path / "log").open("w") as log:
+            running = subprocess.Popen(
+                command(2, PRETRAIN, str(tmp_path / "outage.yaml")),
+                env=environment(tmp_path), cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            while steps_done(tmp_path / "outage") < 4:
+                assert running.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.02)
+            server.kill()
+            time.sleep(20)
+            assert running.poll() is None, (tmp_path / "log").read_text()
+            assert 4 <= steps_done(tmp_path / "outage") < STEPS  # it does wait
+            server.start()
+            assert running.wait(timeout=200) == 0, (tmp_path / "log").read_text()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
+    said = (tmp_path / "log").read_text()
+    assert "next attempt in" in said and server.address.secret_key not in said and "Traceback" not in said
+    truth, curves = (read_curves(tmp_path / name) for name in ("undisturbed", "outage"))
+    for tag in truth:
+        if not tag.startswith("perf/"):
+            assert set(truth[tag]) == set(range(1, STEPS + 1)) and curves[tag] == truth[tag]  # bitwise, at every step
+
+
+def steps_done(run_dir: Path) -> int:
+    begun = any(run_dir.glob("tensorboard/events.*"))
+    return max(read_curves(run_dir).get("loss/total", {0: 0.0})) if begun else 0
