@@ -45,7 +45,7 @@ def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Stack clips; sounds are padded with zeros to the longest."""
+    """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, H, W, 3]."""
     longest = max(len(clip.audio) for clip in clips)
     audio = np.zeros((len(clips), longest), dtype=np.int16)
     for row, clip in zip(audio, clips, strict=True):
@@ -56,7 +56,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
         epoch=torch.tensor([clip.epoch for clip in clips]),
         audio=torch.from_numpy(audio),
         n_samples=torch.tensor([len(clip.audio) for clip in clips]),
-        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
         labels=[clip.labels.tolist() for clip in clips],
         bad=[clip.bad for clip in clips if clip.bad],
     )

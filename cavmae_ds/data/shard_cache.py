@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -21,6 +21,7 @@ from streaming.base.shared import SharedArray
 
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.download import BadShard, ShardError, ShardStream, remove_leftovers
+from cavmae_ds.data.shard_file import check_columns, read_clip, shard_path
 from cavmae_ds.data.shared_memory import own_names
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class ShardCache(StreamingDataset):
         self._limit_bytes = int((data.cache_limit_gib or 0) * 2**30)
         with own_names():
             super().__init__(streams=self._streams, batch_size=batch_size)
+        for shard in self.shards:
+            check_columns(shard)
         self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN
         self._fetched = np.array([self._streams[k].remote is not None for k in self.stream_per_shard])
         self._failures: dict[int, str] = {}  # what this process could not fetch: shard -> why
@@ -57,13 +60,21 @@ class ShardCache(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = MOST_EVICTIONS) -> dict[str, Any]:
         """The record at a place, fetched and checked before. Raises BadShard or ShardError naming its shard."""
-        shard_id, place = self.spanner[sample_id]
+        return self._read(sample_id, lambda shard, row: shard[row], retry)
+
+    def one_frame(self, place: int, frame: int) -> dict[str, Any]:
+        """The same with no frame but one (see read_clip): 0.4 of the CPU time."""
+        return self._read(place, lambda shard, row: read_clip(shard_path(shard), row, frame), MOST_EVICTIONS)
+
+    def _read(self, place: int, read: Callable[[Any, int], dict[str, Any]], retry: int) -> dict[str, Any]:
+        """What `read` makes of a shard's reader and the row that a place has in it."""
+        shard_id, row = self.spanner[place]
         for _ in range(retry):
             self.prepare_shard(shard_id)
             if self._trust[shard_id] == Trust.BAD:
                 raise BadShard(f"{self._name(shard_id)} is damaged; prepare this data set again")
             try:
-                record = self.shards[shard_id][place]
+                record = read(self.shards[shard_id], row)
             except FileNotFoundError:  # evicted since, or removed by somebody
                 self._forget(shard_id)
                 continue

@@ -11,6 +11,7 @@ import struct
 from typing import Any
 
 import numpy as np
+from streaming.base.format.base.reader import Reader
 from streaming.base.format.mds import MDSReader
 from streaming.base.format.mds.encodings import get_mds_encoded_size
 
@@ -23,14 +24,20 @@ _RANGE = struct.Struct("<2I")
 _OFFSETS = struct.Struct(f"<{FRAMES_PER_CLIP + 1}I")
 
 
-def check_columns(shard: MDSReader) -> None:
+def check_columns(shard: Reader) -> None:
     """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
+    assert isinstance(shard, MDSReader)
     found = dict(zip(shard.column_names, shard.column_encodings, strict=True))
     if found != MDS_COLUMNS or list(found) != list(_FIXED_SIZES):
         raise DataError(
             f"shard {shard.raw_data.basename!r} has the columns {', '.join(found)}, expected "
             f"{', '.join(_FIXED_SIZES)}; prepare this data set again"
         )
+
+
+def shard_path(shard: MDSReader) -> str:
+    """Where the file of a shard is kept."""
+    return os.path.join(shard.dirname, shard.split, shard.raw_data.basename)  # noqa: PTH118  for each clip, so cheaply
 
 
 def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class ClipStream(ShardCache):
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
                 frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP)
-                return decode_clip(self[at], clip_index=at, epoch=turn, frame=frame, bad=bad)
+                return decode_clip(self.one_frame(at, frame), clip_index=at, epoch=turn, frame=frame, bad=bad)
             except ShardError:
                 raise
             except DataError as error:
@@ -170,7 +170,8 @@ class EvaluationClips(Dataset):
         return self._shards.num_samples
 
     def __getitem__(self, index: int) -> Clip:
-        return decode_clip(self._shards[index], clip_index=index, epoch=0, frame=MIDDLE_FRAME)
+        sample = self._shards.one_frame(index, MIDDLE_FRAME)
+        return decode_clip(sample, clip_index=index, epoch=0, frame=MIDDLE_FRAME)
 
 
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:
