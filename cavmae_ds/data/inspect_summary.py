@@ -89,7 +89,8 @@ def _flags(found: Inspection) -> Section:
 def _rejected(found: Inspection) -> Section:
     rejected = found.manifest.rejected
     most = max(rejected.values(), default=1)
-    rows = [Row(f"{code}: {RejectCode(code).explanation}", f"{n:,}", n / most) for code, n in rejected.items()]
+    meaning = {code.value: code.explanation for code in RejectCode}  # another version may know other codes
+    rows = [Row(f"{code}: {meaning.get(code, '')}", f"{n:,}", n / most) for code, n in rejected.items()]
     return Section("rejected inputs", rows)
 
 

@@ -77,6 +77,8 @@ def _read_notes(store: Store, part: str, expected: int, inspection: Inspection) 
     name = f"{part}/{OUTCOMES}"
     try:
         clips = [row for row in json.loads(store.get_bytes(name)) if not row["code"]]
+        if not all(0 <= k < len(inspection.manifest.classes) for row in clips for k in row.get("labels", ())):
+            raise ValueError("it has a label that is no class")
         for row in clips:
             inspection.seconds.append(row["seconds"])
             inspection.labels.extend(row.get("labels", ()))

@@ -77,7 +77,7 @@ def test_the_summary_counts_what_is_there(shards):
 
 
 def test_files_that_are_missing_cut_or_changed_are_named(copied):
-    # Given one shard gone, one cut, one with a byte changed, and notes that are no JSON
+    # Given one shard gone, one cut, one with a byte changed, notes that are no JSON and a label nobody knows
     first, second, third = (copied / f"part-{k:05d}" / "shard.00000.mds" for k in range(3))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
@@ -85,6 +85,8 @@ def test_files_that_are_missing_cut_or_changed_are_named(copied):
     content[-9] ^= 1
     third.write_bytes(content)
     (copied / "part-00001" / "part.json").write_text("[{]")
+    notes = copied / "part-00000" / "part.json"
+    notes.write_text(notes.read_text().replace('"labels": [\n   0', '"labels": [\n   9'))
     (copied / "sample_weights.npy").write_bytes(b"no numbers")
 
     # When the data set is inspected, shallowly and in depth
@@ -93,6 +95,7 @@ def test_files_that_are_missing_cut_or_changed_are_named(copied):
 
     # Then the changed byte is found in depth only, and all else by both
     named = (
+        "part-00000/part.json is damaged: ValueError: it has a label that is no class",
         "part-00000/shard.00000.mds is missing",
         "part-00001/shard.00000.mds has ",
         "part-00001/part.json is damaged",
@@ -100,7 +103,7 @@ def test_files_that_are_missing_cut_or_changed_are_named(copied):
     for words in (*named, "sample_weights.npy in "):
         assert sum(fault.startswith(words) for fault in shallow) == 1, words
         assert sum(fault.startswith(words) for fault in deep) == 1, words
-    assert len(shallow) == 4
+    assert len(shallow) == 5
     damaged = [fault for fault in deep if fault not in shallow]
     assert [fault.split(":")[0] for fault in damaged] == [
         "part-00001/shard.00000.mds is damaged",
