@@ -72,6 +72,8 @@ class ShardStream(Stream):
         if self.remote:
             index = open_store(self.address, self._data.answer_timeout_s).get_bytes("index.json")
             _write_whole(Path(self.local, "index.json"), lambda part: part.write_bytes(index))
+            if world.is_local_leader:
+                remove_leftovers(Path(self.local))
         shards = super().get_shards(world, allow_unsafe_types)
         for shard in shards:
             path = PurePosixPath(_info(shard).basename)
@@ -169,9 +171,9 @@ def cache_folder(address: str, cache: Path | None) -> Path:
     return (cache or Path(tempfile.gettempdir())) / own
 
 
-def remove_leftovers(cache: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove downloads that a killed process began: those untouched for longer than any attempt may take."""
-    for part in cache.rglob(f".*{PART}"):
+    for part in folder.rglob(f".*{PART}"):
         with suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > LEFTOVER_AGE_S:
                 part.unlink()

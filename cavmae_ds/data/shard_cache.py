@@ -20,7 +20,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.shared import SharedArray
 
 from cavmae_ds.config import DataConfig
-from cavmae_ds.data.download import BadShard, ShardError, ShardStream, remove_leftovers
+from cavmae_ds.data.download import BadShard, ShardError, ShardStream
 from cavmae_ds.data.shard_file import check_columns, read_clip, shard_path
 from cavmae_ds.data.shared_memory import own_names
 
@@ -55,8 +55,6 @@ class ShardCache(StreamingDataset):
         self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN
         self._fetched = np.array([self._streams[k].remote is not None for k in self.stream_per_shard])
         self._failures: dict[int, str] = {}  # what this process could not fetch: shard -> why
-        if self._unique_rank_world.is_local_leader and data.cache:
-            remove_leftovers(data.cache)
 
     def get_item(self, sample_id: int, retry: int = MOST_EVICTIONS) -> dict[str, Any]:
         """The record at a place, fetched and checked before. Raises BadShard or ShardError naming its shard."""

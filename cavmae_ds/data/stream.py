@@ -144,7 +144,8 @@ class _Ahead:
     def _run(self) -> None:
         for use in np.argsort(self._first_use):
             with self._moved:
-                self._moved.wait_for(lambda: self._stopped or self._first_use[use] <= self._reached + self._clips)  # noqa: B023
+                while not self._stopped and self._first_use[use] > self._reached + self._clips:
+                    self._moved.wait()
                 if self._stopped:
                     return
             try:
