@@ -71,8 +71,9 @@ def _odd_times(folder: Path) -> None:
                 sound_start_s=1.5)  # fmt: skip
     # Cut out of a broadcast: begins in the middle of a group of pictures, half a second before a key frame.
     whole = write_media(folder / "whole.ts", frames=FRAMES * 2, sound=tone(440, 4), key_frame_every=5)
-    packets = whole.stat().st_size // 188
-    (folder / "no key frame first.ts").write_bytes(whole.read_bytes()[packets // 10 * 188 :])
+    content = whole.read_bytes()
+    tables, rest = content[: 3 * 188], content[len(content) // 188 // 20 * 188 :]  # the tables say what is in the rest
+    (folder / "no key frame first.ts").write_bytes(tables + rest)
     whole.unlink()
     # An AVI whose headers claim a hundred times the frames it has.
     lying = write_media(folder / "lying.avi", frames=FRAMES, sound=SOUND, codec="mpeg4")

@@ -30,7 +30,7 @@ OUTCOMES = {
     "loop.mp4": RejectCode.UNREADABLE,
     "lying.avi": SHORT,
     "missing.mp4": RejectCode.UNREADABLE,
-    "no key frame first.ts": SHORT,
+    "no key frame first.ts": SHORT | ClipFlag.REPEATED_FRAMES | ClipFlag.VARIABLE_RATE,  # from its key frame on
     "no picture.mp4": RejectCode.NO_VIDEO,
     "no sound.mp4": RejectCode.NO_AUDIO,
     "odd size.mkv": SHORT,
