@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows += loaders(costs)
         if chosen.videos:
             say("preparation")
-            rows += [Row("prepare", *found) for found in preparation(chosen.videos, folder, min(3, chosen.rounds))]
+            rows += [Row("prepare", *found) for found in preparation(chosen.videos, folder, min(2, chosen.rounds))]
         if chosen.s3:
             say("S3")
             rows += [Row("S3", *found) for found in s3_rates(shards, folder / "s3")]

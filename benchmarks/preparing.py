@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.turns import cpu_seconds, take_turns
 
-REPEATS = 5  # the videos are prepared again and again, under other names
+REPEATS = 3  # the videos are prepared again and again, under other names
 
 Found = tuple[str, float | None, float | None, float | None, float | None, str]
 """Way, CPU ms a clip, ratio to the first, clips a second and core, clips or MB a second of wall time, note."""
