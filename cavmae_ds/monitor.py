@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -102,6 +102,19 @@ class Monitor:
         if self._writer is not None and every and step % every == 0 and output.image_prediction is not None:
             figure = draw_reconstructions(output, self._cfg, self._cfg.monitor.pictures)
             self._writer.add_image("reconstructions", figure_pixels(figure), step, dataformats="HWC")
+
+    def validate(self, step: int, validation: Callable[[], PretrainLosses] | None) -> None:
+        """Validate if it is due after this step and draw the curves; its time does not count. All ranks call it."""
+        every = self._cfg.monitor.validate_every
+        if validation is None or (step % every and step != self._numbers.total_steps):
+            return
+        began = time.perf_counter()
+        losses = validation()
+        if self._writer is not None:
+            for field, value in losses._asdict().items():
+                self._writer.add_scalar(f"validation/{field}", value.item(), step)
+            self._writer.flush()
+        self._since += time.perf_counter() - began
 
     def close(self) -> None:
         """Flush and end the progress line."""

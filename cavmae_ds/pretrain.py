@@ -25,6 +25,7 @@ from cavmae_ds.losses import Gathered, own_candidates, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 from cavmae_ds.monitor import Monitor
+from cavmae_ds.validate import Validation
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Run:
     front_end: FrontEnd
     loader: DataLoader
     monitor: Monitor
+    validation: Validation | None
     start: int  # optimizer steps already done
 
 
@@ -61,6 +63,7 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
             if boundary:
                 step += 1
                 run.monitor.step_done(step, run.engine.get_global_grad_norm(), output)
+                run.monitor.validate(step, run.validation)
                 if step % cfg.checkpoint.every_steps == 0 or step == run.numbers.total_steps:
                     checkpoint.save(run.engine, cfg, run.numbers, run.world, step)
                 if step == run.numbers.total_steps:
@@ -81,9 +84,10 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
             (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
         loader = open_loader(cfg, numbers, world, start)
         front_end = FrontEnd(cfg.model, world.device)
+        validation = Validation(cfg, world, engine, front_end) if cfg.monitor.validate_every else None
         monitor = Monitor(cfg, numbers, world, start)
         try:
-            yield Run(cfg, numbers, world, engine, front_end, loader, monitor, start)
+            yield Run(cfg, numbers, world, engine, front_end, loader, monitor, validation, start)
         finally:
             monitor.close()
     finally:

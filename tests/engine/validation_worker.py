@@ -1,0 +1,32 @@
+"""Started on every rank by the deepspeed launcher: validates a fresh model, as pretraining would, and says the losses.
+
+Arguments: a run file, then a file for the first rank's results.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cavmae_ds.config.derived import derive
+from cavmae_ds.config.load import load_config
+
+
+def main() -> None:
+    run_file, *overrides, results = sys.argv[2:]  # the first argument is the launcher's --local_rank
+    import os
+
+    cfg = load_config(Path(run_file), overrides)
+    from cavmae_ds.pretrain import open_run
+
+    with open_run(cfg, derive(cfg, int(os.environ["WORLD_SIZE"]))) as run:
+        losses = run.validation()
+        assert run.engine.training and run.engine.module.training
+        seen = sorted(place for group in run.validation._groups for place in group)
+        if run.world.is_first:
+            Path(results).write_text(json.dumps({"losses": [float(term) for term in losses], "seen": seen}))
+
+
+if __name__ == "__main__":
+    main()
