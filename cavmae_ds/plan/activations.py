@@ -1,0 +1,135 @@
+"""Bytes that grow with the micro-batch: what each op of the model saves for backward.
+
+One clip's tokens are counted in each stack of blocks; a block saves BLOCK_SAVES of them. Two kinds of op differ between
+the references (CPU) and the kernels (CUDA): see `on_cuda`. Checked against torch's own saved tensors on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cavmae_ds.config import LossConfig, MaskConfig, ModelConfig
+from cavmae_ds.model.flops import Stack, block_stacks
+from cavmae_ds.model.patches import audio_grid, image_grid
+from cavmae_ds.plan.modes import Modes
+from cavmae_ds.plan.states import FP32, bytes_per_value
+
+INT64 = 8
+
+BLOCK_SAVES = (
+    # tensor that autograd keeps, times the width, times the hidden width of the MLP
+    ("norm1: input", 1, 0),
+    ("qkv: input", 1, 0),
+    ("attention: q, k, v", 3, 0),
+    ("attention: output, which the projection reads", 1, 0),
+    ("norm2: input", 1, 0),
+    ("fc1: input", 1, 0),
+    ("GELU: input", 0, 1),
+    ("fc2: input", 0, 1),
+)
+"""Values per token that one block saves; beside them 4 statistics of norms and an fp32 log-sum-exp a head."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch on one GPU, at the moment backward begins."""
+
+    inputs: int
+    """Log-mels, frames and masks."""
+    towers: int
+    """Visible patches and the two towers."""
+    shared: int
+    """The shared blocks' three passes with their norms."""
+    decoder: int
+    """Decoder, heads, predictions and their error; of one chunk when the decoder runs in chunks."""
+    latents: int
+    """Decoder in chunks: the gradient that all chunks add up for the rest of the model."""
+    workspace: int
+    """Gradients in flight in the widest block, or a block run again [E]."""
+
+    @property
+    def total(self) -> int:
+        return self.inputs + self.towers + self.shared + self.decoder + self.latents + self.workspace
+
+
+def activations(
+    model: ModelConfig,
+    mask: MaskConfig,
+    loss: LossConfig,
+    precision: str,
+    clips: int,
+    modes: Modes,
+    on_cuda: bool = True,
+) -> Activations:
+    """What a micro-batch of so many clips saves for backward.
+
+    on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
+    saved once more, errors of the prediction in fp32.
+    """
+    value = bytes_per_value(precision)
+    statistic = FP32 if on_cuda else value
+    stacks, mae, contrastive = block_stacks(model, mask), loss.mae_weight > 0, loss.contrastive_weight > 0
+    block = {name: _block(stack, model.mlp_ratio, value, statistic) for name, stack in stacks._asdict().items()}
+    in_decoder = min(modes.decoder_chunk, clips) or clips if mae else 0
+
+    towers, again = clips * _visible_values(model, stacks.audio_tower.tokens, stacks.image_tower.tokens) * value, 0
+    for name in ("audio_tower", "image_tower"):
+        stack: Stack = getattr(stacks, name)
+        kept = stack.tokens * stack.width * value if modes.checkpoint_towers else block[name]
+        towers += clips * stack.depth * kept
+        again = max(again, clips * block[name] if modes.checkpoint_towers and stack.depth else 0)
+
+    shared = 0
+    if contrastive:
+        for name in ("audio_shared", "image_shared"):
+            stack = getattr(stacks, name)
+            shared += clips * (stack.depth * block[name] + stack.tokens * (stack.width * value + 2 * statistic))
+    if mae:  # the last norm's output is what the decoder reads
+        joint = stacks.joint
+        shared += clips * (joint.depth * block["joint"] + joint.tokens * (2 * joint.width * value + 2 * statistic))
+
+    per_clip_decoder = stacks.decoder.depth * block["decoder"] + _heads(model, mask, value, statistic, on_cuda)
+    widest = max(
+        clips * stacks.joint.tokens * model.embed_dim, in_decoder * stacks.decoder.tokens * model.decoder_embed_dim
+    )
+    chunked = mae and 0 < modes.decoder_chunk < clips
+    return Activations(
+        inputs=clips * input_bytes(model),
+        towers=towers,
+        shared=shared,
+        decoder=in_decoder * per_clip_decoder,
+        latents=clips * stacks.joint.tokens * model.embed_dim * value if chunked else 0,
+        workspace=max(int(widest * (model.mlp_ratio + 2)) * value, again),
+    )
+
+
+def input_bytes(model: ModelConfig) -> int:
+    """One clip on the device: fp32 log-mel, uint8 frame, and the ids kept, hidden and restored of its masks."""
+    patches = model.audio_patches + model.image_patches
+    return model.audio_frames * model.mel_bins * FP32 + 3 * model.image_size**2 + 2 * patches * INT64
+
+
+def _block(stack: Stack, mlp_ratio: float, value: int, statistic: int) -> int:
+    hidden = int(stack.width * mlp_ratio)
+    values = sum(widths * stack.width + hiddens * hidden for _, widths, hiddens in BLOCK_SAVES)
+    return stack.tokens * (values * value + 4 * statistic + stack.heads * FP32)
+
+
+def _visible_values(model: ModelConfig, audio: int, image: int) -> int:
+    """Values of the visible patches, which the embedding's weights need again."""
+    return audio * audio_grid(model).values + image * image_grid(model).values
+
+
+def _heads(model: ModelConfig, mask: MaskConfig, value: int, statistic: int, on_cuda: bool) -> int:
+    """One clip from the decoder's last block to the loss; on the CPU also the rows that unshuffle places."""
+    stacks, width = block_stacks(model, mask), model.decoder_embed_dim
+    every = stacks.decoder.tokens
+    hidden_audio = model.audio_patches - stacks.audio_tower.tokens
+    hidden_image = model.image_patches - stacks.image_tower.tokens
+    hidden = hidden_audio + hidden_image
+    predicted = hidden_audio * audio_grid(model).values + hidden_image * image_grid(model).values
+    # Taking the hidden tokens out keeps all tokens; norm input and output, which the heads read; then prediction, error.
+    kept = every * width * value + hidden * (2 * width * value + 2 * statistic)
+    error = predicted * (value if on_cuda else FP32)
+    placed = 0 if on_cuda else every * width * value
+    return kept + predicted * value + error + placed
