@@ -7,6 +7,7 @@ import typer
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
+from cavmae_ds.plan.command import plan
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(prepare)
-for command in (synthesize, evaluate, inpaint, report):
+for command in (synthesize, plan, evaluate, inpaint, report):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -62,10 +62,10 @@ def features_flops(model: ModelConfig, mask: MaskConfig) -> int:
     return sum(_stack_flops(stack, model.mlp_ratio) for stack in feature_stacks) + _patch_embed_flops(model)
 
 
-def tower_flops(model: ModelConfig, mask: MaskConfig) -> int:
-    """FLOPs of the forward pass of the two towers' blocks: what checkpoint_towers runs a second time."""
+def encoder_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    """FLOPs of the forward pass of all encoder blocks, shared ones three times: what checkpoint_towers runs again."""
     stacks = block_stacks(model, mask)
-    return sum(_stack_flops(stack, model.mlp_ratio) for stack in (stacks.audio_tower, stacks.image_tower))
+    return sum(_stack_flops(stack, model.mlp_ratio) for stack in stacks if stack is not stacks.decoder)
 
 
 def block_stacks(model: ModelConfig, mask: MaskConfig) -> Stacks:

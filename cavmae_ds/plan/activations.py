@@ -42,14 +42,14 @@ class Activations:
     """The shared blocks' three passes with their norms."""
     decoder: int
     """Decoder, heads, predictions and their error; of one chunk when the decoder runs in chunks."""
-    latents: int
-    """Decoder in chunks: the gradient that all chunks add up for the rest of the model."""
+    chunk_sums: int
+    """Decoder in chunks: gradients of the latents, and fp32 ones of the decoder's parameters, until backward."""
     workspace: int
     """Gradients in flight in the widest block, or a block run again [E]."""
 
     @property
     def total(self) -> int:
-        return self.inputs + self.towers + self.shared + self.decoder + self.latents + self.workspace
+        return self.inputs + self.towers + self.shared + self.decoder + self.chunk_sums + self.workspace
 
 
 def activations(
@@ -59,6 +59,7 @@ def activations(
     precision: str,
     clips: int,
     modes: Modes,
+    decoder_parameters: int = 0,
     on_cuda: bool = True,
 ) -> Activations:
     """What a micro-batch of so many clips saves for backward.
@@ -72,34 +73,36 @@ def activations(
     block = {name: _block(stack, model.mlp_ratio, value, statistic) for name, stack in stacks._asdict().items()}
     in_decoder = min(modes.decoder_chunk, clips) or clips if mae else 0
 
-    towers, again = clips * _visible_values(model, stacks.audio_tower.tokens, stacks.image_tower.tokens) * value, 0
-    for name in ("audio_tower", "image_tower"):
+    def stack_bytes(name: str) -> int:
+        """A stack of the encoder: all that its blocks save, or only their inputs."""
         stack: Stack = getattr(stacks, name)
-        kept = stack.tokens * stack.width * value if modes.checkpoint_towers else block[name]
-        towers += clips * stack.depth * kept
-        again = max(again, clips * block[name] if modes.checkpoint_towers and stack.depth else 0)
+        return stack.depth * (stack.tokens * stack.width * value if modes.checkpoint_towers else block[name])
 
+    visible = _visible_values(model, stacks.audio_tower.tokens, stacks.image_tower.tokens) * value
+    towers = visible + stack_bytes("audio_tower") + stack_bytes("image_tower")
     shared = 0
     if contrastive:
         for name in ("audio_shared", "image_shared"):
-            stack = getattr(stacks, name)
-            shared += clips * (stack.depth * block[name] + stack.tokens * (stack.width * value + 2 * statistic))
+            tokens = getattr(stacks, name).tokens
+            shared += stack_bytes(name) + tokens * (model.embed_dim * value + 2 * statistic)
     if mae:  # the last norm's output is what the decoder reads
-        joint = stacks.joint
-        shared += clips * (joint.depth * block["joint"] + joint.tokens * (2 * joint.width * value + 2 * statistic))
+        shared += stack_bytes("joint") + stacks.joint.tokens * (2 * model.embed_dim * value + 2 * statistic)
 
     per_clip_decoder = stacks.decoder.depth * block["decoder"] + _heads(model, mask, value, statistic, on_cuda)
     widest = max(
         clips * stacks.joint.tokens * model.embed_dim, in_decoder * stacks.decoder.tokens * model.decoder_embed_dim
     )
-    chunked = mae and 0 < modes.decoder_chunk < clips
+    widest_block = max(block[name] for name in stacks._fields if name != "decoder")
+    chunk_sums = 0
+    if mae and modes.decoder_chunk:
+        chunk_sums = clips * stacks.joint.tokens * model.embed_dim * value + decoder_parameters * FP32
     return Activations(
         inputs=clips * input_bytes(model),
-        towers=towers,
-        shared=shared,
+        towers=clips * towers,
+        shared=clips * shared,
         decoder=in_decoder * per_clip_decoder,
-        latents=clips * stacks.joint.tokens * model.embed_dim * value if chunked else 0,
-        workspace=max(int(widest * (model.mlp_ratio + 2)) * value, again),
+        chunk_sums=chunk_sums,
+        workspace=max(int(widest * (model.mlp_ratio + 2)) * value, clips * widest_block * modes.checkpoint_towers),
     )
 
 
@@ -107,6 +110,11 @@ def input_bytes(model: ModelConfig) -> int:
     """One clip on the device: fp32 log-mel, uint8 frame, and the ids kept, hidden and restored of its masks."""
     patches = model.audio_patches + model.image_patches
     return model.audio_frames * model.mel_bins * FP32 + 3 * model.image_size**2 + 2 * patches * INT64
+
+
+def stored_clip_bytes(model: ModelConfig) -> int:
+    """One clip as the loader gives it: int16 sound at 16 kHz, 10 ms a frame of the log-mel, and a uint8 frame."""
+    return model.audio_frames * 160 * 2 + 3 * model.image_size**2
 
 
 def _block(stack: Stack, mlp_ratio: float, value: int, statistic: int) -> int:
@@ -128,7 +136,7 @@ def _heads(model: ModelConfig, mask: MaskConfig, value: int, statistic: int, on_
     hidden_image = model.image_patches - stacks.image_tower.tokens
     hidden = hidden_audio + hidden_image
     predicted = hidden_audio * audio_grid(model).values + hidden_image * image_grid(model).values
-    # Taking the hidden tokens out keeps all tokens; norm input and output, which the heads read; then prediction, error.
+    # Taking the hidden tokens out keeps all; norm input and output, which the heads read; then prediction and error.
     kept = every * width * value + hidden * (2 * width * value + 2 * statistic)
     error = predicted * (value if on_cuda else FP32)
     placed = 0 if on_cuda else every * width * value

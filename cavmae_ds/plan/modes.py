@@ -20,7 +20,7 @@ class Modes:
 def modes_of(cfg: RunConfig) -> Modes:
     """The switches as the run file sets them."""
     return Modes(
-        decoder_chunk=getattr(cfg.model, "decoder_chunk", 0),
-        checkpoint_towers=getattr(cfg.model, "checkpoint_towers", False),
-        two_pass=getattr(cfg.contrastive, "two_pass", False),
+        decoder_chunk=cfg.model.decoder_chunk,
+        checkpoint_towers=cfg.model.checkpoint_towers,
+        two_pass=cfg.contrastive.two_pass,
     )

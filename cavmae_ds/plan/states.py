@@ -33,6 +33,8 @@ class Parameters(NamedTuple):
     total: int
     trainable: int
     """Those that some loss of the run reaches; position tables may be fixed."""
+    decoder: int
+    """Trainable ones of the decoder."""
     sizes: tuple[int, ...]
     """Of each tensor."""
 
@@ -71,8 +73,9 @@ def count(cfg: RunConfig) -> Parameters:
     unused = model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
     named = list(model.named_parameters())
     trainable = sum(p.numel() for name, p in named if p.requires_grad and name not in unused)
+    decoder = sum(parameter.numel() for parameter in model.decoder_parameters())
     sizes = tuple(p.numel() for _, p in named)
-    return Parameters(sum(sizes), trainable, sizes)
+    return Parameters(sum(sizes), trainable, decoder, sizes)
 
 
 def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
@@ -81,29 +84,35 @@ def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ran
     value = bytes_per_value(cfg.train.precision)
     total, trainable = parameters.total, parameters.trainable
     shards = ranks if stage else 1
-    held_weights, gathered = value * total, 0
+    weights, gathered = value * total, 0
     if stage == 3:
-        held_weights = _share(value * total, ranks)
-        small = sum(size for size in parameters.sizes if size < zero.get("stage3_param_persistence_threshold", PERSISTENT_BELOW))
+        weights = 0 if _offloaded(zero, "offload_param") else _share(value * total, ranks)
+        threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT_BELOW)
+        small = sum(size for size in parameters.sizes if size < threshold)
         live = max(small, min(total, int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))))
-        gathered = value * live - _share(value * live, ranks)
+        gathered = max(0, value * live - weights)
     optimizer = _share(FP32 * (1 + MOMENTS[cfg.optim.name]) * trainable, shards)
     average = _share(FP32 * trainable, shards) if cfg.train.ema_clips else 0
-    if _offloaded(zero, "offload_param") and stage == 3:
-        held_weights = 0
     gradients = _gradients(stage, cfg.train.precision, trainable, ranks)
     if _offloaded(zero, "offload_optimizer"):
         optimizer = average = gradients = 0
-    return States(held_weights, gathered, gradients, optimizer, average, _buckets(stage, value, zero, cfg))
+    return States(weights, gathered, gradients, optimizer, average, _buckets(stage, value, zero, cfg))
+
+
+def offloads(fragment: dict[str, Any]) -> bool:
+    """Whether the optimizer's states lie in the host's memory."""
+    return _offloaded(_section(fragment), "offload_optimizer")
 
 
 def _gradients(stage: int, precision: str, trainable: int, ranks: int) -> int:
     """Sums over micro-batches are kept in fp32; stages 2 and 3 keep this rank's share of them alone."""
     if stage == 0:
         return FP32 * trainable
-    if stage == 1 and precision == "bf16":  # DeepSpeed's BF16_Optimizer: bf16 gradients and their fp32 sums, both whole
+    if stage == 1 and precision == "bf16":  # BF16_Optimizer: bf16 gradients and their fp32 sums, both whole
         return (2 + FP32) * trainable
-    return _share(FP32 * trainable, ranks)  # ZeRO-1 in fp32 runs the code of stage 2: reduced as soon as a bucket is full
+    return _share(
+        FP32 * trainable, ranks
+    )  # ZeRO-1 in fp32 runs the code of stage 2: reduced as soon as a bucket is full
 
 
 def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: RunConfig) -> int:
