@@ -8,8 +8,10 @@ from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.config.sections import RunConfig
 from cavmae_ds.data.shards import check_shards
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.model.cavmae import count_parameters
-from cavmae_ds.model.flops import token_width_sum, training_flops
+from cavmae_ds.model.flops import training_flops
+from cavmae_ds.plan.activations import activations
+from cavmae_ds.plan.modes import modes_of
+from cavmae_ds.plan.states import count, states
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,18 @@ class RunNumbers:
     zero_stage: int
     states_gib_per_rank: float
     activations_gib_per_rank: float
+    peak_learning_rate: float
+    warmup_steps: int
 
     def lines(self) -> str:
         """As YAML comment lines, for --dry-run and the log."""
         return "\n".join(f"# {key}: {value}" for key, value in asdict(self).items())
 
 
-def derive(cfg: RunConfig, ranks: int) -> RunNumbers:
+def derive(cfg: RunConfig, ranks: int, clips: int | None = None) -> RunNumbers:
     """Check the run against its ranks, its engine fragment and its shards, and count.
+
+    clips: size of the data set, where there are no shards to ask.
 
     Raises ConfigError (batch not divisible, canonical nodes, fragment) and DataError (no shards, wrong frame size).
     """
@@ -48,10 +54,18 @@ def derive(cfg: RunConfig, ranks: int) -> RunNumbers:
             f"train.global_batch must be a multiple of train.micro_batch x ranks = {cfg.train.micro_batch} x {ranks} = "
             f"{per_step}, got {cfg.train.global_batch}; {near} would fit"
         )
-    stage = zero_stage(read_fragment(cfg))
-    if not cfg.data.train:
-        raise ConfigError("data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote")
-    clips = check_shards(cfg.data.train, cfg.model)
+    accumulation = cfg.train.global_batch // per_step
+    chunks = cfg.contrastive.chunks
+    if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
+        raise ConfigError(
+            f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a step, "
+            f"or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
+        )
+    fragment = read_fragment(cfg)
+    if clips is None:
+        if not cfg.data.train:
+            raise ConfigError("data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote")
+        clips = check_shards(cfg.data.train, cfg.model)
     steps_per_epoch = (clips - clips % cfg.data.canonical_nodes) // cfg.train.global_batch
     if not steps_per_epoch:
         raise DataError(
@@ -59,40 +73,32 @@ def derive(cfg: RunConfig, ranks: int) -> RunNumbers:
             f"{cfg.train.global_batch}; lower it or prepare more clips"
         )
     total_steps = cfg.train.steps or (cfg.train.epochs or 0) * steps_per_epoch
-    if cfg.optim.warmup_steps >= total_steps:
+    total_clips = total_steps * cfg.train.global_batch
+    warmup_steps = cfg.optim.warmup_steps(cfg.train.global_batch)
+    if warmup_steps >= total_steps:
         raise ConfigError(
-            f"optim.warmup_steps must be less than the run's {total_steps} steps, got {cfg.optim.warmup_steps}"
+            f"optim.warmup_clips must leave steps after the warm-up, got {cfg.optim.warmup_clips} in a run of "
+            f"{total_clips} clips ({total_steps} steps); lower it or train for longer"
         )
-    parameters = count_parameters(cfg.model)
-    positions = (cfg.model.audio_patches + cfg.model.image_patches) * (
-        cfg.model.embed_dim + cfg.model.decoder_embed_dim
+    parameters, micro_batch = count(cfg), cfg.train.micro_batch
+    held = states(cfg, fragment, parameters, ranks)
+    saved = activations(
+        cfg.model, cfg.mask, cfg.loss, cfg.train.precision, micro_batch, modes_of(cfg), parameters.decoder
     )
     return RunNumbers(
         ranks=ranks,
         clips=clips,
         global_batch=cfg.train.global_batch,
-        accumulation=cfg.train.global_batch // per_step,
+        accumulation=accumulation,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        total_clips=total_steps * cfg.train.global_batch,
-        parameters=parameters,
-        trainable_parameters=parameters if cfg.model.trainable_positions else parameters - positions,
+        total_clips=total_clips,
+        parameters=parameters.total,
+        trainable_parameters=parameters.trainable,
         gflop_per_clip=round(training_flops(cfg.model, cfg.mask) / 1e9, 2),
-        zero_stage=stage,
-        states_gib_per_rank=round(_state_bytes(parameters, stage, ranks, cfg.train.precision) / 2**30, 3),
-        activations_gib_per_rank=round(_activation_bytes(cfg) / 2**30, 3),
+        zero_stage=zero_stage(fragment),
+        states_gib_per_rank=round(held.total / 2**30, 3),
+        activations_gib_per_rank=round(saved.total / 2**30, 3),
+        peak_learning_rate=cfg.optim.peak_learning_rate(cfg.train.global_batch),
+        warmup_steps=warmup_steps,
     )
-
-
-def _state_bytes(parameters: int, stage: int, ranks: int, precision: str) -> float:
-    """Weights, gradients, AdamW moments and (bf16) fp32 master weights of one rank: the ZeRO paper's bookkeeping."""
-    weights, gradients, optimizer = (2, 4, 12) if precision == "bf16" else (4, 4, 8)
-    weights_share = ranks if stage >= 3 else 1
-    gradients_share = ranks if stage >= 2 else 1
-    return parameters * (weights / weights_share + gradients / gradients_share + optimizer / ranks)
-
-
-def _activation_bytes(cfg: RunConfig) -> float:
-    """What one micro-batch saves for backward: 32 bytes per token and width in bf16 (spec/scale.md 2d)."""
-    per_token_width = 32 if cfg.train.precision == "bf16" else 64
-    return cfg.train.micro_batch * token_width_sum(cfg.model, cfg.mask) * per_token_width

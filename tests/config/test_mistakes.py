@@ -40,7 +40,7 @@ MISTAKES = {
     "batch not divisible": (["train.global_batch=10"], ["train.global_batch", "4 x 1 = 4", "got 10", "8 or 12"]),
     "steps and epochs": (["train.epochs=2"], ["steps", "epochs", "exactly one"]),
     "neither steps nor epochs": (["train.steps=null"], ["steps", "epochs", "exactly one"]),
-    "warm-up longer than the run": (["optim.warmup_steps=3"], ["optim.warmup_steps", "3"]),
+    "warm-up longer than the run": (["optim.warmup_clips=20"], ["optim.warmup_clips", "got 20", "24 clips"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "no data": (["data.train="], ["data.train"]),
     "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),

@@ -11,9 +11,11 @@ from cavmae_ds.config import ModelConfig, OptimConfig
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.optim import learning_rate_share, parameter_groups
 
+BATCH = 8
 
-def shares(cfg: OptimConfig, total_steps: int, steps_per_epoch: int) -> list[float]:
-    return [learning_rate_share(step, cfg, total_steps, steps_per_epoch) for step in range(total_steps)]
+
+def shares(cfg: OptimConfig, total_steps: int, steps_per_epoch: int, batch: int = BATCH) -> list[float]:
+    return [learning_rate_share(step, cfg, total_steps, steps_per_epoch, batch) for step in range(total_steps)]
 
 
 def test_the_step_decay_follows_the_official_trace_per_epoch():
@@ -24,7 +26,7 @@ def test_the_step_decay_follows_the_official_trace_per_epoch():
 
 
 def test_the_warm_up_rises_in_even_steps_and_wastes_none_at_zero():
-    assert shares(OptimConfig(warmup_steps=4), 20, 5)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert shares(OptimConfig(warmup_clips=4 * BATCH), 20, 5)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
 def test_the_cosine_ends_at_the_final_share_on_the_last_step_and_never_rises():

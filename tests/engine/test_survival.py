@@ -21,8 +21,8 @@ ds_config: ds_configs/zero2.json
 model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
   decoder_num_heads: 2, image_size: 64, audio_frames: 112}}
 data: {{train: {shards}, workers: 1}}
-optim: {{learning_rate: 1e-3, warmup_steps: 3, clip_grad_norm: 1.0}}
-train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32}}
+optim: {{learning_rate: 1e-3, warmup_clips: 24, clip_grad_norm: 1.0}}
+train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32, ema_clips: 40}}
 checkpoint: {{every_steps: 4}}
 monitor: {{log_every: 1, pictures_every: 0}}
 """
@@ -89,8 +89,9 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
     assert set(truth) >= {"loss/total", "loss/contrastive", "optim/grad_norm"}
     assert set(truth["loss/total"]) == set(range(1, STEPS + 1))
     assert curves(run_dir) == truth  # bitwise, at every step
-    weights, true_weights = read_weights(run_dir), read_weights(undisturbed)
-    assert all(torch.equal(weights[name], true_weights[name]) for name in true_weights)
+    for ema in (False, True):
+        weights, true_weights = read_weights(run_dir, ema), read_weights(undisturbed, ema)
+        assert all(torch.equal(weights[name], true_weights[name]) for name in true_weights)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
