@@ -43,13 +43,18 @@ class Activations:
     decoder: int
     """Decoder, heads, predictions and their error; of one chunk when the decoder runs in chunks."""
     chunk_sums: int
-    """Decoder in chunks: gradients of the latents, and fp32 ones of the decoder's parameters, until backward."""
+    """Decoder in chunks: gradients of the latents, and of the decoder's parameters: fp32 sums and one chunk's."""
     workspace: int
-    """Gradients in flight in the widest block, or a block run again [E]."""
+    """Gradients in flight, or a block run again, as far as they outgrow what backward has freed by then [E]."""
+
+    @property
+    def saved(self) -> int:
+        """What forward leaves behind, inputs apart. The chunks of a decoder leave less: the total is their peak."""
+        return self.towers + self.shared + self.decoder + self.chunk_sums
 
     @property
     def total(self) -> int:
-        return self.inputs + self.towers + self.shared + self.decoder + self.chunk_sums + self.workspace
+        return self.inputs + self.saved + self.workspace
 
 
 def activations(
@@ -89,20 +94,22 @@ def activations(
         shared += stack_bytes("joint") + stacks.joint.tokens * (2 * model.embed_dim * value + 2 * statistic)
 
     per_clip_decoder = stacks.decoder.depth * block["decoder"] + _heads(model, mask, value, statistic, on_cuda)
-    widest = max(
-        clips * stacks.joint.tokens * model.embed_dim, in_decoder * stacks.decoder.tokens * model.decoder_embed_dim
-    )
-    widest_block = max(block[name] for name in stacks._fields if name != "decoder")
+    decoder = in_decoder * per_clip_decoder
+    in_flight = (model.mlp_ratio + 2) * value  # gradients of a block's widest op, of its input and of its output
+    for_decoder = int(in_flight * in_decoder * stacks.decoder.tokens * model.decoder_embed_dim)
+    for_encoder = int(in_flight * clips * stacks.joint.tokens * model.embed_dim)
+    if modes.checkpoint_towers:
+        for_encoder = max(for_encoder, clips * max(block[name] for name in stacks._fields if name != "decoder"))
     chunk_sums = 0
     if mae and modes.decoder_chunk:
-        chunk_sums = clips * stacks.joint.tokens * model.embed_dim * value + decoder_parameters * FP32
+        chunk_sums = clips * stacks.joint.tokens * model.embed_dim * value + decoder_parameters * (FP32 + value)
     return Activations(
         inputs=clips * input_bytes(model),
         towers=clips * towers,
         shared=clips * shared,
-        decoder=in_decoder * per_clip_decoder,
+        decoder=decoder,
         chunk_sums=chunk_sums,
-        workspace=max(int(widest * (model.mlp_ratio + 2)) * value, clips * widest_block * modes.checkpoint_towers),
+        workspace=max(for_decoder, for_encoder - decoder),  # the decoder's is free when the encoder's turn comes
     )
 
 

@@ -91,7 +91,8 @@ def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ran
         small = sum(size for size in parameters.sizes if size < threshold)
         live = max(small, min(total, int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))))
         gathered = max(0, value * live - weights)
-    optimizer = _share(FP32 * (1 + MOMENTS[cfg.optim.name]) * trainable, shards)
+    masters = 1 if stage else 0  # without ZeRO the weights, fp32, are their own masters
+    optimizer = _share(FP32 * (masters + MOMENTS[cfg.optim.name]) * trainable, shards)
     average = _share(FP32 * trainable, shards) if cfg.train.ema_clips else 0
     gradients = _gradients(stage, cfg.train.precision, trainable, ranks)
     if _offloaded(zero, "offload_optimizer"):
