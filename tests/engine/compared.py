@@ -1,4 +1,4 @@
-"""The contrastive loss alone, in float64: 24 clips' features spread over ranks and micro-batches, all ways to compare."""
+"""The contrastive loss alone, in float64: features of 24 clips over ranks and micro-batches, compared in all ways."""
 
 from __future__ import annotations
 

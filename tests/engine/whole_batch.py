@@ -125,17 +125,13 @@ def fresh_model(cfg: RunConfig) -> CAVMAE:
 def train_on_one_process(cell: Cell) -> tuple[list[PretrainLosses], dict[str, Tensor]]:
     """Plain torch, no engine, no ranks, the whole batch at once: the truth. Losses of each step, final parameters.
 
-    bf16: weights, activations and gradients in it, the optimizer on float32 masters, as the ZeRO stages do.
+    bf16: weights, activations and gradients in it, the optimizer on float32 masters of what was rounded, as with ZeRO.
     """
     cfg = cell.config()
     model = fresh_model(cfg)
-    masters = dict(model.named_parameters())
     if cell.precision == "bf16":
-        masters = {
-            name: torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-            for name, parameter in masters.items()
-        }
         model = model.bfloat16()
+    masters = {name: torch.nn.Parameter(p.detach().float(), p.requires_grad) for name, p in model.named_parameters()}
     peak = cfg.optim.peak_learning_rate(CLIPS)
     optimizer = build_optimizer(masters.items(), cfg.optim, peak, torch.device("cpu"))
     trained = [(masters[name], parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
