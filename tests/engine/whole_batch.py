@@ -13,6 +13,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.stream import Batch
 from cavmae_ds.engine import freeze_unused
 from cavmae_ds.kernels.contrastive import Contrast
@@ -116,7 +117,7 @@ def clips(step: int, rows: slice = slice(None)) -> Batch:
 def fresh_model(cfg: RunConfig) -> CAVMAE:
     """The model with the initial weights that every variant starts from."""
     torch.manual_seed(cfg.train.seed)
-    model = CAVMAE(cfg.model)
+    model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
     freeze_unused(model, cfg)
     return model
 
