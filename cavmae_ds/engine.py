@@ -10,11 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
-from cavmae_ds.config.engine_fragment import read_fragment
+from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.optim import LayerwiseOptimizer, build_optimizer, learning_rate_share
-from cavmae_ds.partitions import find_partitions
+from cavmae_ds.partitions import find_partitions, write_shard
 
 
 def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
@@ -33,6 +34,25 @@ def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
         # DeepSpeed would sum micro-batches in bf16: 8 bits of mantissa swallow small contributions.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def build_model(cfg: RunConfig, numbers: RunNumbers, world: World) -> CAVMAE:
+    """The model of a run with its initial weights, on the CPU.
+
+    For ZeRO-3 on the device instead, every layer cut into shards as soon as it is made: no rank ever holds the model
+    whole. The weights are the same.
+    """
+    import deepspeed
+
+    torch.manual_seed(cfg.train.seed)
+    config = engine_config(cfg, numbers)
+    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+    if zero_stage(config) < 3:
+        return CAVMAE(cfg.model, normalisation)
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        model = CAVMAE(cfg.model, normalisation)
+    model.reset_parameters(partial(write_shard, rank=world.rank))
+    return model
 
 
 def build_engine(cfg: RunConfig, numbers: RunNumbers, model: CAVMAE, world: World) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from cavmae_ds.distributed import World, sum_over_ranks
 
@@ -126,7 +125,7 @@ def _own_stretch(parameter: Any, rank: int) -> tuple[int, int]:
     return rank * part, max(0, min(part, parameter.ds_numel - rank * part))
 
 
-def whole_shape(parameter: Parameter) -> torch.Size:
+def whole_shape(parameter: Tensor) -> torch.Size:
     """The shape of a parameter, also of one that ZeRO-3 has cut into shards (and that then looks empty)."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
@@ -145,6 +144,6 @@ def write_shard(parameter: Any, value: Tensor, rank: int) -> None:
         parameter.ds_tensor.narrow(0, 0, numel).copy_(value.flatten().narrow(0, offset, numel))
 
 
-def is_sharded(parameter: Parameter) -> bool:
+def is_sharded(parameter: Tensor) -> bool:
     """True if ZeRO-3 has taken the parameter over."""
     return hasattr(parameter, "ds_tensor")

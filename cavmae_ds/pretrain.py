@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from cavmae_ds import checkpoint
@@ -17,13 +16,11 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd, ahead
-from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.ema import WeightAverage
-from cavmae_ds.engine import build_engine
-from cavmae_ds.model.cavmae import CAVMAE
+from cavmae_ds.engine import build_engine, build_model
 from cavmae_ds.monitor import Monitor
 from cavmae_ds.step import TrainingStep
 
@@ -62,9 +59,7 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
     """Process group, weights, engine, checkpoint, clips, curves; closed in reverse."""
     world = open_world()
     try:
-        torch.manual_seed(cfg.train.seed)
-        model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
-        engine = build_engine(cfg, numbers, model, world)
+        engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         horizon = cfg.train.ema_clips
         ema = WeightAverage(engine, world, horizon, cfg.train.global_batch) if horizon else None
         start = checkpoint.resume(engine, ema, cfg, numbers, world)

@@ -5,7 +5,7 @@ B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +19,7 @@ from cavmae_ds.model.decoder_chunks import DecoderChunks, Reconstruction
 from cavmae_ds.model.masking import MaskPlan, Plans
 from cavmae_ds.model.patches import PatchProjection, Picture, audio_grid, image_grid, select
 from cavmae_ds.model.positions import position_table
+from cavmae_ds.partitions import is_sharded, whole_shape
 
 ALREADY_NORMALISED = Normalisation()
 
@@ -75,7 +76,7 @@ class CAVMAE(nn.Module):
             return nn.Parameter(torch.zeros(1, 1, width))
 
         def positions(width: int, rows: int, columns: int) -> nn.Parameter:
-            return nn.Parameter(position_table(width, rows, columns), requires_grad=cfg.trainable_positions)
+            return nn.Parameter(torch.zeros(1, rows * columns, width), requires_grad=cfg.trainable_positions)
 
         def blocks(depth: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width, cfg.num_heads, ratio) for _ in range(depth))
@@ -104,7 +105,8 @@ class CAVMAE(nn.Module):
         self.decoder_pred_v = nn.Linear(decoder_width, image.values)
         self.decoder_chunks = DecoderChunks(cfg.decoder_chunk)
         self.checkpoint_towers = cfg.checkpoint_towers
-        self.reset_parameters()
+        if not (self.mask_token.is_meta or is_sharded(self.decoder_embed.weight)):  # else whoever builds it draws them
+            self.reset_parameters()
 
     def forward(
         self,
@@ -177,17 +179,33 @@ class CAVMAE(nn.Module):
         return [p for name, p in self.named_parameters() if _in_decoder(name) and p.requires_grad]
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw the initial weights (spec/cav-mae.md 1.6); position tables stay as they are."""
+    def reset_parameters(self, write: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
+        """Set the initial weights; write puts a whole value into a parameter that may be sharded."""
+        for parameter, value in self.initial_values():
+            write(parameter, value)
+
+    def initial_values(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What parameters start as (spec/cav-mae.md 1.6), whole, float32, on the CPU, one at a time; norms as they are.
+
+        A pure function of torch's seed: not of what was drawn before, nor of the device.
+        """
+        draw = torch.Generator().manual_seed(torch.initial_seed())
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, PatchProjection):  # its bias keeps torch's default, as in the official model
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-        for token in (self.modality_a, self.modality_v, self.decoder_modality_a, self.decoder_modality_v):
-            nn.init.normal_(token, std=0.02)
-        nn.init.normal_(self.mask_token, std=0.02)
+                weight = torch.empty(module.out_features, module.in_features)
+                yield module.weight, nn.init.xavier_uniform_(weight, generator=draw)
+                yield module.bias, torch.zeros(module.out_features)
+            elif isinstance(module, PatchProjection):
+                yield from module.initial_values(draw)
+        tokens = self.modality_a, self.modality_v, self.decoder_modality_a, self.decoder_modality_v, self.mask_token
+        for token in tokens:
+            yield token, nn.init.normal_(torch.empty(whole_shape(token)), std=0.02, generator=draw)
+        for grid, tables in (
+            (self.audio_grid, (self.pos_embed_a, self.decoder_pos_embed_a)),
+            (self.image_grid, (self.pos_embed_v, self.decoder_pos_embed_v)),
+        ):
+            for table in tables:
+                yield table, position_table(whole_shape(table)[-1], grid.rows, grid.columns)
 
     def _run(self, blocks: nn.ModuleList, x: Tensor, modality: Modality | None = None) -> Tensor:
         return run_blocks(blocks, x, modality, recompute=self.checkpoint_towers)
