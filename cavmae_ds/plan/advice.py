@@ -19,7 +19,6 @@ ENOUGH = 32
 """A micro-batch of this many clips keeps a GPU busy [E]; fewer are chosen only when nothing else fits."""
 ALIKE = 0.02
 """Speeds that differ by less than this share are one speed."""
-MOST_GPUS = 4096
 
 
 def alternatives(planner: Planner) -> list[Prediction]:
@@ -58,12 +57,7 @@ def refuse_what_cannot_fit(planner: Planner, recommended: Prediction | None) -> 
     )
     if recommended:
         raise ConfigError(f"{refusal}; it fits with {' '.join(recommended.choice.overrides())}")
-    gpus = _enough_gpus(planner)
-    raise ConfigError(
-        f"{refusal}; it fits on {gpus} such GPUs with ds_config={ENGINES[1]} model.decoder_chunk=1"
-        if gpus
-        else f"{refusal}; no switch and no number of such GPUs to {MOST_GPUS} changes that: take GPUs with more memory"
-    )
+    raise ConfigError(f"{refusal}, and no switch changes that; take GPUs with more memory or a smaller model")
 
 
 def _ladder(planner: Planner) -> Iterator[Modes]:
@@ -114,13 +108,3 @@ def _meets_the_whole_step(planner: Planner, choice: Choice) -> bool:
     if cfg.contrastive.chunks:
         return cfg.contrastive.chunks % micro_batches == 0
     return micro_batches == 1
-
-
-def _enough_gpus(planner: Planner) -> int | None:
-    """The fewest, by doubling, that hold one clip each under ZeRO-3 with every switch on."""
-    gpus = planner.machine.gpus
-    while (gpus := gpus * 2) <= MOST_GPUS:
-        wider = Planner(planner.cfg, replace(planner.machine, gpus=gpus))
-        if wider.fits(Choice(ENGINES[1], 1, Modes(1, True, False))):
-            return gpus
-    return None

@@ -10,6 +10,8 @@ from cavmae_ds.plan.states import FP32
 
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
 """Largest tile of logits that exists at once (kernels/contrastive_tiles.py)."""
+TILES = 3
+"""Tiles alive together in backward: products, slope and its temporary on a CPU; the kernels make do with two."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ def contrast_bytes(cfg: RunConfig, compared: Comparison | None) -> int:
     """Bytes on one GPU while a loss and its gradient are computed; nothing grows with rows x candidates.
 
     Own rows of both modalities with their gradients; the candidates on the wire's dtype and their fp32 gradients
-    (exchange gather), or two blocks of each that travel (ring); one tile of logits with its gradient; statistics.
+    (exchange gather), or two blocks of each that travel (ring); a tile of logits; statistics.
     """
     if compared is None:
         return 0
     width, rows, candidates = cfg.model.embed_dim, compared.rows, compared.candidates
     own = 2 * 2 * rows * width * FP32
-    tile = 2 * min(rows, TILE_ROWS) * min(candidates, TILE_COLUMNS) * FP32
+    tile = TILES * min(rows, TILE_ROWS) * min(candidates, TILE_COLUMNS) * FP32
     statistics = 4 * (rows + (candidates if cfg.contrastive.direction == "both" else 0)) * FP32
     elsewhere = 0
     if compared.crosses_ranks:

@@ -94,6 +94,8 @@ class Planner:
     cfg: RunConfig
     machine: Machine
     _fragments: dict[Path, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    _states: dict[Path, States] = field(default_factory=dict, compare=False, repr=False)
+    _largest: dict[tuple[Path, Modes], int] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -114,12 +116,18 @@ class Planner:
             self._fragments[path] = read_fragment(self.cfg.model_copy(update={"ds_config": path}))
         return self._fragments[path]
 
+    def states(self, path: Path) -> States:
+        """What a GPU holds under an engine fragment, whatever the micro-batch."""
+        if path not in self._states:
+            self._states[path] = states(self.cfg, self.fragment(path), self.parameters, self.machine.gpus)
+        return self._states[path]
+
     def memory(self, choice: Choice) -> Memory:
         """Bytes on one GPU."""
         cfg, gpus, micro_batch, modes = self.cfg, self.machine.gpus, choice.micro_batch, choice.modes
         compared = comparison(cfg, modes, gpus, micro_batch)
         return Memory(
-            states=states(cfg, self.fragment(choice.ds_config), self.parameters, gpus),
+            states=self.states(choice.ds_config),
             activations=activations(
                 cfg.model, cfg.mask, cfg.loss, cfg.train.precision, micro_batch, modes, self.parameters.decoder
             ),
@@ -132,6 +140,11 @@ class Planner:
 
     def largest_micro_batch(self, ds_config: Path, modes: Modes) -> int:
         """The largest that fits, 0 if not even one clip does: memory only grows with the micro-batch."""
+        if (ds_config, modes) not in self._largest:
+            self._largest[ds_config, modes] = self._search(ds_config, modes)
+        return self._largest[ds_config, modes]
+
+    def _search(self, ds_config: Path, modes: Modes) -> int:
         low, high = 0, 1
         while high <= LARGEST and self.fits(Choice(ds_config, high, modes)):
             low, high = high, high * 2

@@ -7,11 +7,12 @@ DeepSpeed 0.19.8 holds in fact (docs/scaling.md compares the two with measured b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from cavmae_ds.config import RunConfig
+from cavmae_ds.config import ModelConfig, RunConfig
 from cavmae_ds.config.engine_fragment import zero_stage
 from cavmae_ds.model.cavmae import CAVMAE
 
@@ -68,9 +69,14 @@ def bytes_per_value(precision: str) -> int:
 
 def count(cfg: RunConfig) -> Parameters:
     """The parameters of the run's model; allocates nothing."""
+    return _count(cfg.model, cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0)
+
+
+@lru_cache(maxsize=8)  # building the layers, even without memory, takes longer than a whole plan
+def _count(cfg: ModelConfig, mae: bool, contrastive: bool) -> Parameters:
     with torch.device("meta"):
-        model = CAVMAE(cfg.model)
-    unused = model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
+        model = CAVMAE(cfg)
+    unused = model.unused_parameters(mae=mae, contrastive=contrastive)
     named = list(model.named_parameters())
     trainable = sum(p.numel() for name, p in named if p.requires_grad and name not in unused)
     decoder = sum(parameter.numel() for parameter in model.decoder_parameters())
