@@ -47,6 +47,11 @@ def compare_everywhere(world: World) -> dict[str, list[Tensor]]:
         order = start_gather(rows)().argsort()
         gradients = [start_gather(x.grad / world.size)()[order] for x in (audio, image)]
         found[name(cfg, count)] = [*(mean_over_ranks(term.detach()) for term in contrast), *gradients]
+    audio, image = (side.chunk(world.size)[world.rank].requires_grad_() for side in features(torch.float32))
+    negatives = Negatives(ContrastiveConfig(gather_dtype="bf16"), world, accumulation=1)
+    loss = negatives.finish(negatives.start(audio, image)).loss
+    loss.backward()
+    found["bf16"] = [mean_over_ranks(loss.detach()), *(start_gather(x.grad / world.size)() for x in (audio, image))]
     return found
 
 

@@ -144,6 +144,19 @@ def test_the_contrastive_loss_and_its_gradients_are_those_of_all_clips_in_one_pl
             torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
 
 
+def test_in_bf16_what_is_sent_is_rounded_and_nothing_else(trained):
+    """The products are those of rounded rows, summed in float32; gradients come back in float32, from rounded ones."""
+    cells, results = trained
+    loss, *gradients = results["compared"]["bf16"]
+    audio, image = (side.requires_grad_() for side in compared.features(torch.float32))
+    exact, _ = contrastive_reference(unit_rows(image), unit_rows(audio), 0, 0.05)
+    rounded = [unit_rows(side).bfloat16().float() for side in (image, audio)]
+    sent = exact if cells[0].ranks == 1 else contrastive_reference(*rounded, 0, 0.05).loss
+    torch.testing.assert_close(loss, sent.detach(), rtol=1e-6, atol=0)
+    for ours, true in zip(gradients, torch.autograd.grad(exact, (audio, image)), strict=True):
+        assert (ours - true).norm() < 2**-8 / 0.05 * true.norm()
+
+
 def test_the_comparison_notices_a_contrastive_gradient_that_is_off_by_the_number_of_ranks():
     """Guards the tolerance: what a gather with the wrong factor would do on two ranks lies far outside of it."""
     _, right = train_on_one_process(Cell())

@@ -8,8 +8,8 @@ from official import normals
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig
 from cavmae_ds.losses import (
-    contrastive_loss,
     contrast_within,
+    contrastive_loss,
     pretrain_losses,
     unit_rows,
 )
