@@ -57,10 +57,8 @@ class TrainingStep:
     def _plain(self, micro_batches: Iterable[Ready]) -> StepDone:
         losses, bad = [], []
         for ready in micro_batches:
-            output = self._forward(ready, on_pooled=self._negatives.start)
-            contrast = self._negatives.finish(output.started) if output.started else None
-            losses.append(pretrain_losses(output, contrast, self._cfg.loss))
-            grad_norm = self._backward(losses[-1].total)
+            terms, output, grad_norm = self._train(ready)
+            losses.append(terms)
             bad += ready.batch.bad
         return StepDone(_mean(losses), output, grad_norm, bad)
 
@@ -74,10 +72,24 @@ class TrainingStep:
         contrast, pulls = self._compare(*(torch.cat(side) for side in zip(*pooled, strict=True)))
         losses = []
         for ready, pull in zip(ahead(kept, self._front_end), pulls, strict=True):
-            output = self._forward(ready)
-            losses.append(pretrain_losses(output, contrast, self._cfg.loss))
-            grad_norm = self._backward(losses[-1].total + pull(output))
+            terms, output, grad_norm = self._train(ready, contrast, pull)
+            losses.append(terms)
         return StepDone(_mean(losses), output, grad_norm, [line for batch in kept for line in batch.bad])
+
+    def _train(
+        self, ready: Ready, contrast: Contrast | None = None, pull: Callable[[PretrainOutput], Tensor] | None = None
+    ) -> tuple[Tensor, PretrainOutput, Tensor | float]:
+        """Forward and backward of a micro-batch, compared by itself unless a pass before has done that.
+
+        Returns losses [5] float64, output and norm, without what backward needed: the graph and all ranks' rows would
+        stay through the next forward.
+        """
+        output = self._forward(ready, on_pooled=None if pull else self._negatives.start)
+        if output.started:
+            contrast = self._negatives.finish(output.started)
+        losses = pretrain_losses(output, contrast, self._cfg.loss)
+        grad_norm = self._backward(losses.total + pull(output) if pull else losses.total)
+        return torch.stack(losses).detach().double(), output._replace(started=None), grad_norm
 
     def _compare(self, audio: Tensor, image: Tensor) -> tuple[Contrast, list[partial[Tensor]]]:
         """Pooled features [G*b, D] of this rank to the loss, a number, and to G functions that give it its gradient."""
@@ -114,6 +126,5 @@ def _pull(to_audio: Tensor, to_image: Tensor, output: PretrainOutput) -> Tensor:
     return (output.audio_pooled.to(wide) * to_audio).sum() + (output.image_pooled.to(wide) * to_image).sum()
 
 
-def _mean(losses: Sequence[PretrainLosses]) -> PretrainLosses:
-    terms = (torch.stack(term).detach().double().mean() for term in zip(*losses, strict=True))
-    return PretrainLosses(*terms)
+def _mean(losses: Sequence[Tensor]) -> PretrainLosses:
+    return PretrainLosses(*torch.stack(list(losses)).mean(0))
