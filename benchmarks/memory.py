@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -154,9 +154,9 @@ def measure(work: str, **arguments: Any) -> dict[str, Any]:
 
 
 def slope(rows: list[dict[str, Any]]) -> float:
-    """The steepest of peak_bytes over candidates, both in logarithms: 1 is linear, 2 quadratic."""
-    points = [(math.log(row["candidates"]), math.log(row["peak_bytes"])) for row in rows]
-    return max((high - low) / (right - left) for (left, low), (right, high) in pairwise(points))
+    """Of peak_bytes over candidates, both in logarithms, by least squares: 1 is linear, 2 quadratic."""
+    counts, peaks = ([math.log(row[key]) for row in rows] for key in ("candidates", "peak_bytes"))
+    return linear_regression(counts, peaks).slope
 
 
 def _all() -> dict[str, Any]:
