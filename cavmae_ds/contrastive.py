@@ -77,17 +77,13 @@ class Negatives:
         if per_micro_batch % size == 0:  # whole parts, no other rank's clips in them
             parts = zip(audio.split(size), image.split(size), strict=True)
             found = [(size, self._compare(a, v, a, v, 0)) for a, v in parts]
-        else:
+        else:  # no rank has whole parts only, so all of them take part in what gather_rows does in backward
             audio_all = self._in_order(gather_rows(audio))
             image_all = self._in_order(gather_rows(image)) if self._cfg.direction == "both" else audio_all
-            found = []
-            for own, part, first in self._pieces(per_micro_batch, size):
-                found.append(
-                    (
-                        own.stop - own.start,
-                        self._compare(audio[own], image[own], audio_all[part], image_all[part], first),
-                    )
-                )
+            found = [
+                (own.stop - own.start, self._compare(audio[own], image[own], audio_all[part], image_all[part], first))
+                for own, part, first in self._pieces(per_micro_batch, size)
+            ]
         loss, accuracy = (
             torch.stack([clips * contrast[term] for clips, contrast in found]).sum() / len(audio) for term in (0, 1)
         )
