@@ -46,6 +46,13 @@ MISTAKES = {
     "steps and epochs": (["train.epochs=2"], ["steps", "epochs", "exactly one"]),
     "neither steps nor epochs": (["train.steps=null"], ["steps", "epochs", "exactly one"]),
     "warm-up longer than the run": (["optim.warmup_clips=20"], ["optim.warmup_clips", "got 20", "24 clips"]),
+    "warm-up in steps and in clips": (
+        ["optim.warmup_steps=1", "optim.warmup_clips=8"], ["optim.warmup_steps", "optim.warmup_clips", "both given"],
+    ),
+    "rate for an unknown batch": (["optim.lr_rule=linear"], ["lr_rule", "reference_batch"]),
+    "reference batch without a rule": (["optim.reference_batch=256"], ["lr_rule", "reference_batch=256"]),
+    "unknown optimizer": (["optim.name=adagrad"], ["optim.name", "'adamw', 'adam', 'lamb', 'lars' or 'lion'"]),
+    "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "no data": (["data.train="], ["data.train"]),
     "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),

@@ -23,11 +23,11 @@ from cavmae_ds.engine import build_engine
 from tests.engine.optim_problem import CLIPS, HORIZON_CLIPS, STEPS, Layers, gradients, numbers, run_config
 
 TRAINED = [
-    *product(("lamb", "lars"), ("zero1", "zero2", "zero3", "zero3_offload")),
+    *product(("lamb", "lars"), ("zero0", "zero1", "zero2", "zero3", "zero3_offload")),
     # Element by element: to these a slice is as good as a layer.
     *product(("adamw", "adam", "lion"), ("zero2", "zero3_offload")),
 ]
-AVERAGED = [*product(("zero1", "zero2", "zero3"), ("fp32", "bf16"))]
+AVERAGED = [("zero0", "fp32"), *product(("zero1", "zero2", "zero3"), ("fp32", "bf16"))]
 
 
 def fresh_engine(cfg: RunConfig, world: World) -> Any:

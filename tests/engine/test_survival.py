@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -13,6 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights, whole_checkpoints
+from cavmae_ds.evaluate.commands import evaluate
+from cavmae_ds.evaluate.pretrained import load_pretrained
 from tests.launcher import CHECKOUT, PRETRAIN, command, environment, launch
 
 STEPS = 30
@@ -128,6 +131,16 @@ def test_a_finished_run_started_again_does_nothing(run_file, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")}
     finish(run_file, undisturbed)
     assert {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")} == before
+
+
+def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_shards):
+    weights, mean = load_pretrained(undisturbed), load_pretrained(undisturbed, ema=True)
+    assert not torch.equal(weights.model.norm_a.weight, mean.model.norm_a.weight)
+    assert torch.equal(mean.model.norm_a.weight, read_weights(undisturbed, ema=True)["norm_a.weight"])
+
+    evaluate(undisturbed, str(tiny_shards), ema=True)
+
+    assert json.loads((undisturbed / "retrieval.json").read_text())["ema"] is True
 
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed):
