@@ -74,7 +74,7 @@ def find_partitions(engine: Any, world: World) -> Partitions:
     """Read the layout of a DeepSpeed engine's fp32 values, right after it was built. ZeRO 0 to 3, offloaded or not."""
     trainable = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     turn = {id(parameter): number for number, (_, parameter) in enumerate(trainable)}
-    zero = engine.optimizer
+    zero, replicated = engine.optimizer, False
     if hasattr(zero, "fp32_partitioned_groups_flat"):  # stage 3
         flats = zero.fp32_partitioned_groups_flat
         fragments = [_shards(group, turn, world.rank) for group in zero.fp16_groups]
@@ -84,7 +84,8 @@ def find_partitions(engine: Any, world: World) -> Partitions:
     elif hasattr(zero, "fp32_groups_flat_partition"):  # stage 1 in bf16 with fp32 accumulation
         flats = zero.fp32_groups_flat_partition
         fragments = [_cuts(group, turn) for group in zero.bf16_groups]
-    else:
+    else:  # stage 0: torch's own optimizer over the parameters
+        replicated = True
         flats = [parameter for _, parameter in trainable]
         fragments = [[Fragment(number, 0, 0, parameter.numel())] for number, parameter in enumerate(flats)]
     return Partitions(
@@ -92,7 +93,7 @@ def find_partitions(engine: Any, world: World) -> Partitions:
         shapes=[whole_shape(parameter) for _, parameter in trainable],
         flats=list(flats),
         fragments=fragments,
-        replicated=len(flats) == len(trainable) and flats[0] is trainable[0][1],
+        replicated=replicated,
         device=world.device,
     )
 
