@@ -1,4 +1,4 @@
-"""Floating-point operations and activation sizes of CAV-MAE per clip, from its config alone.
+"""Floating-point operations of CAV-MAE per clip, and the stacks of blocks that they come from, from its config alone.
 
 A multiply-add counts as 2; norms, GELU and softmax are left out. Source: spec/scale.md 2, whose base model
 takes 78.07 GFLOP forward and 233.8 GFLOP forward and backward.
@@ -45,11 +45,6 @@ def training_flops(model: ModelConfig, mask: MaskConfig) -> int:
     Backward costs twice the forward, less the gradient of the inputs, which nobody asks for.
     """
     return 3 * forward_flops(model, mask) - _patch_embed_flops(model)
-
-
-def token_width_sum(model: ModelConfig, mask: MaskConfig) -> int:
-    """Sum over all blocks that run of tokens x width, S: saved activations are a number of bytes times S."""
-    return sum(stack.depth * stack.tokens * stack.width for stack in block_stacks(model, mask))
 
 
 def features_flops(model: ModelConfig, mask: MaskConfig) -> int:

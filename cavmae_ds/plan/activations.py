@@ -69,14 +69,14 @@ def activations(
 ) -> Activations:
     """What a micro-batch of so many clips saves for backward.
 
-    on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
+    decoder_parameters: trained ones, whose gradients a decoder in chunks keeps apart (Parameters.decoder). on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
     saved once more, errors of the prediction in fp32.
     """
     value = bytes_per_value(precision)
     statistic = FP32 if on_cuda else value
     stacks, mae, contrastive = block_stacks(model, mask), loss.mae_weight > 0, loss.contrastive_weight > 0
     block = {name: _block(stack, model.mlp_ratio, value, statistic) for name, stack in stacks._asdict().items()}
-    in_decoder = min(modes.decoder_chunk, clips) or clips if mae else 0
+    in_decoder = (min(modes.decoder_chunk, clips) or clips) if mae else 0
 
     def stack_bytes(name: str) -> int:
         """A stack of the encoder: all that its blocks save, or only their inputs."""
