@@ -69,7 +69,8 @@ def activations(
 ) -> Activations:
     """What a micro-batch of so many clips saves for backward.
 
-    decoder_parameters: trained ones, whose gradients a decoder in chunks keeps apart (Parameters.decoder). on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
+    decoder_parameters: the trained ones, whose gradients a decoder in chunks keeps apart (Parameters.decoder).
+    on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
     saved once more, errors of the prediction in fp32.
     """
     value = bytes_per_value(precision)
