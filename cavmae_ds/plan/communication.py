@@ -16,6 +16,9 @@ from cavmae_ds.plan.contrast import comparison, contrast_traffic
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import Parameters, bytes_per_value
 
+REUSE_DISTANCE = 1_000_000_000
+"""DeepSpeed's default zero_optimization.stage3_max_reuse_distance: parameters used again so soon stay gathered."""
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -43,8 +46,11 @@ def traffic(
     gradients = (1 if stage == 3 else 2) * reductions * value * parameters.trainable * others
     if stage == 0:
         weights = 0.0
-    elif stage == 3:  # gathered for every forward and for every backward
-        weights = (2 + modes.two_pass) * micro_batches * value * parameters.total * others
+    elif stage == 3:
+        # Gathered for every forward, and anew for its backward unless the model is small enough to stay in between.
+        reuse = fragment["zero_optimization"].get("stage3_max_reuse_distance", REUSE_DISTANCE)
+        gathers = 1 if 2 * parameters.total <= reuse else 2
+        weights = (gathers + modes.two_pass) * micro_batches * value * parameters.total * others
     else:
         weights = value * parameters.trainable * others
     contrastive = contrast_traffic(cfg, comparison(cfg, modes, ranks, micro_batch))

@@ -8,6 +8,7 @@ import pytest
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import validate_config
+from cavmae_ds.plan.communication import traffic
 from cavmae_ds.plan.contrast import comparison, contrast_flops, contrast_traffic
 from cavmae_ds.plan.hardware import choose_gpu
 from cavmae_ds.plan.modes import Modes
@@ -62,6 +63,18 @@ def test_two_passes_cost_13_and_checkpointing_14_percent_of_the_base_models_flop
     assert extra_work(base(), Modes(0, False, True)) == pytest.approx(0.133, abs=0.001)
     assert extra_work(base(), Modes(0, True, False)) == pytest.approx(0.143, abs=0.001)
     assert extra_work(base(), Modes(128, False, False)) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "gradients", "weights"),  # in model sizes, of two micro-batches, as counted on two ranks
+    [(1, 2 * 1, 1), (2, 2 * 2, 1), (3, 2, 2)],
+)
+def test_zero_moves_what_was_counted(stage, gradients, weights):
+    parameters = Parameters(1_000_000, 1_000_000, 0, (1_000_000,))
+    cfg = base(train={"global_batch": 8, "micro_batch": 2, "epochs": 1, "precision": "fp32"})
+    received = traffic(cfg, {"zero_optimization": {"stage": stage}}, parameters, PLAIN, 2, 2)
+    assert received.gradients == gradients * 4_000_000 / 2  # half of everything is this rank's own
+    assert received.weights == weights * 4_000_000 / 2
 
 
 def test_contrastive_bytes_and_flops_are_those_of_one_gathered_side():
