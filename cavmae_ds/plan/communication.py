@@ -14,7 +14,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.engine_fragment import zero_stage
 from cavmae_ds.plan.contrast import comparison, contrast_traffic
 from cavmae_ds.plan.modes import Modes
-from cavmae_ds.plan.states import Parameters, bytes_per_value
+from cavmae_ds.plan.states import Parameters, bytes_per_value, zero_section
 
 REUSE_DISTANCE = 1_000_000_000
 """DeepSpeed's default zero_optimization.stage3_max_reuse_distance: parameters used again so soon stay gathered."""
@@ -48,7 +48,7 @@ def traffic(
         weights = 0.0
     elif stage == 3:
         # Gathered for every forward, and anew for its backward unless the model is small enough to stay in between.
-        reuse = fragment["zero_optimization"].get("stage3_max_reuse_distance", REUSE_DISTANCE)
+        reuse = zero_section(fragment).get("stage3_max_reuse_distance", REUSE_DISTANCE)
         gathers = 1 if 2 * parameters.total <= reuse else 2
         weights = (gathers + modes.two_pass) * micro_batches * value * parameters.total * others
     else:

@@ -86,7 +86,7 @@ def _count(cfg: ModelConfig, mae: bool, contrastive: bool) -> Parameters:
 
 def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
     """What each of `ranks` GPUs holds under the engine fragment of the run."""
-    stage, zero = zero_stage(fragment), _section(fragment)
+    stage, zero = zero_stage(fragment), zero_section(fragment)
     value = bytes_per_value(cfg.train.precision)
     total, trainable = parameters.total, parameters.trainable
     shards = ranks if stage else 1
@@ -108,7 +108,7 @@ def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ran
 
 def offloads(fragment: dict[str, Any]) -> bool:
     """Whether the optimizer's states lie in the host's memory."""
-    return _offloaded(_section(fragment), "offload_optimizer")
+    return _offloaded(zero_section(fragment), "offload_optimizer")
 
 
 def _gradients(stage: int, precision: str, trainable: int, ranks: int) -> int:
@@ -129,7 +129,8 @@ def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: RunConfig) -> in
     return copies * value * int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
 
 
-def _section(fragment: dict[str, Any]) -> dict[str, Any]:
+def zero_section(fragment: dict[str, Any]) -> dict[str, Any]:
+    """The fragment's zero_optimization, which may be a bare stage."""
     section = fragment.get("zero_optimization", {})
     return section if isinstance(section, dict) else {}
 
