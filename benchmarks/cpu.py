@@ -26,7 +26,7 @@ QUICKSTART = {
 def step() -> dict[str, Spent]:
     """Forward and backward of the quickstart's model: with predictions of all patches, and of hidden ones only."""
     from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
-    from cavmae_ds.losses import own_candidates, pretrain_losses
+    from cavmae_ds.losses import contrast_within, pretrain_losses
     from cavmae_ds.model.cavmae import CAVMAE
     from cavmae_ds.model.masking import draw_plans
     from cavmae_ds.model.patches import select
@@ -42,7 +42,7 @@ def step() -> dict[str, Spent]:
                 audio_prediction=select(output.audio_prediction, plans.audio.hidden),
                 image_prediction=select(output.image_prediction, plans.image.hidden),
             )
-        pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig()).total.backward()
+        pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig()).total.backward()
 
     return take_turns({"predict all patches": lambda: train(True), "predict hidden ones": lambda: train(False)})
 

@@ -9,7 +9,7 @@ import torch
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
 from cavmae_ds.kernels.launching import references
-from cavmae_ds.losses import own_candidates, pretrain_losses
+from cavmae_ds.losses import contrast_within, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 
@@ -44,7 +44,7 @@ def training_step(
             plans = draw_plans(cfg, mask, 0, 0, clip_index)
             with torch.autocast(device, torch.bfloat16):
                 output: PretrainOutput = model(audio, images, plans)
-            total = pretrain_losses(output, own_candidates(output), loss, contrast).total
+            total = pretrain_losses(output, contrast_within(output, contrast), loss).total
             total.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

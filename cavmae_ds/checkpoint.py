@@ -20,12 +20,14 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.distributed import World, barrier, from_first_rank
 from cavmae_ds.durable import flush
+from cavmae_ds.ema import WeightAverage
 from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+EMA = "ema.safetensors"
 _PARTIAL = ".partial"
 
 
@@ -40,8 +42,8 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(folder for folder in folders if folder.suffix != _PARTIAL and (folder / MANIFEST).is_file())
 
 
-def save(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World, step: int) -> None:
-    """Save model, optimizer and schedule after `step` optimizer steps; then drop all but the newest keep_last."""
+def save(engine: Any, ema: WeightAverage | None, cfg: RunConfig, numbers: RunNumbers, world: World, step: int) -> None:
+    """Save model, optimizer, schedule and running mean after `step` optimizer steps; then drop all but keep_last."""
     root = checkpoint_root(cfg.run_dir)
     final = root / f"step-{step:08d}"
     partial = final.with_name(final.name + _PARTIAL)
@@ -50,8 +52,12 @@ def save(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World, step: i
     barrier()
     engine.save_checkpoint(str(root), tag=partial.name, client_state={"step": step}, save_latest=False)
     weights = full_weights(engine, world)
+    means = ema.whole() if ema else {}
     if world.is_first:  # for everybody who only reads: no DeepSpeed, no pickle
-        save_file(weights, partial / WEIGHTS, metadata={"model": cfg.model.model_dump_json()})
+        header = {"model": cfg.model.model_dump_json()}
+        save_file(weights, partial / WEIGHTS, header)
+        if ema:  # frozen parameters are their own mean
+            save_file(weights | means, partial / EMA, header | {"horizon_clips": str(cfg.train.ema_clips)})
     barrier()  # rank 0 may finish long before the others
     if world.is_first:
         _write_manifest(partial, step, cfg.train.global_batch, world, _identity(cfg, numbers))
@@ -62,7 +68,7 @@ def save(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World, step: i
     barrier()
 
 
-def resume(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World) -> int:
+def resume(engine: Any, ema: WeightAverage | None, cfg: RunConfig, numbers: RunNumbers, world: World) -> int:
     """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
 
     Raises CheckpointError if it was made for another model, seed or batch, or by another number of ranks.
@@ -75,16 +81,27 @@ def resume(engine: Any, cfg: RunConfig, numbers: RunNumbers, world: World) -> in
     loaded, state = engine.load_checkpoint(str(latest[0].parent), tag=latest[0].name)
     if loaded is None:  # DeepSpeed reports a missing folder by returning nothing
         raise CheckpointError(f"checkpoint {str(latest[0])!r} could not be loaded")
+    if ema:
+        ema.load(latest[0] / EMA)
     log.info("resumed from %s", latest[0])
     return int(state["step"])
 
 
-def read_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The newest checkpoint's weights under official names, whole, float32."""
+def read_weights(run_dir: Path, ema: bool = False) -> dict[str, Tensor]:
+    """The newest checkpoint's weights, or their running mean, under official names, whole, float32.
+
+    Raises CheckpointError if there is no checkpoint, or no mean in it.
+    """
     found = whole_checkpoints(run_dir)
     if not found:
         raise CheckpointError(f"run folder {str(run_dir)!r} holds no checkpoint; pretrain first or give another folder")
-    return load_file(found[-1] / WEIGHTS)
+    path = found[-1] / (EMA if ema else WEIGHTS)
+    if ema and not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {str(found[-1])!r} holds no running mean of the weights; train with train.ema_clips, or take "
+            "the weights themselves"
+        )
+    return load_file(path)
 
 
 def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
@@ -107,11 +124,14 @@ def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
 
 def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     """What must be the same for a resume to continue the same run: setting -> value."""
-    model = {f"model.{key}": value for key, value in cfg.model.model_dump(mode="json").items()}
+    # The sizes count, not what they were called, nor in which portions they are computed.
+    sizes = cfg.model.model_dump(mode="json", exclude={"preset", "decoder_chunk", "checkpoint_towers"})
+    model = {f"model.{key}": value for key, value in sizes.items()}
     train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
+    ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
     data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
     counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
-    return model | train | data | counts
+    return model | train | ema | data | counts
 
 
 def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
+from cavmae_ds.plan.command import plan
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 for building in (prepare, import_official):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
-for command in (create_official, synthesize, inspect, stats, evaluate, inpaint, report):
+for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, report):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -92,6 +93,13 @@ def from_first_rank(value: Any) -> Any:
     return box[0]
 
 
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest of each value over all ranks, on every rank."""
+    largest = values.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Every rank's rows in rank order: [B, D] -> [W*B, D]; equal B on all ranks.
 
@@ -102,15 +110,50 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows)
 
 
+def start_gather(rows: Tensor) -> Callable[[], Tensor]:
+    """Begin to gather every rank's rows [B, D]; what is returned waits for them: [W*B, D] in rank order, no gradient.
+
+    On a GPU the rows travel while the device works on. The rows must not change until then.
+    """
+    rows = rows.detach().contiguous()
+    gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    work = dist.all_gather_into_tensor(gathered, rows, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return gathered
+
+    return wait
+
+
+def sum_to_owners(rows: Tensor) -> Tensor:
+    """Rows [W*B, D], B for each rank, summed over ranks; this rank's part [B, D]."""
+    own = rows.new_empty(len(rows) // dist.get_world_size(), *rows.shape[1:])
+    dist.reduce_scatter_tensor(own, rows.contiguous(), op=dist.ReduceOp.SUM)
+    return own
+
+
+def start_pass_on(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to send a tensor to the next rank; what is returned waits for the previous rank's, of the same shape."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received = torch.empty_like(tensor)
+    there = dist.P2POp(dist.isend, tensor, (rank + 1) % size)
+    here = dist.P2POp(dist.irecv, received, (rank - 1) % size)
+    works = dist.batch_isend_irecv([there, here])
+
+    def wait() -> Tensor:
+        for work in works:
+            work.wait()
+        return received
+
+    return wait
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
+        return start_gather(rows)()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous(), op=dist.ReduceOp.SUM)
-        return own
+        return sum_to_owners(gradient)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
-from cavmae_ds.config.engine_fragment import read_fragment
+from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
+from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World
 from cavmae_ds.model.cavmae import CAVMAE
-from cavmae_ds.optim import adamw, learning_rate_share, parameter_groups
+from cavmae_ds.optim import LayerwiseOptimizer, build_optimizer, learning_rate_share
+from cavmae_ds.partitions import find_partitions, write_shard
 
 
 def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
@@ -23,7 +27,7 @@ def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
         "gradient_accumulation_steps": numbers.accumulation,
         "gradient_clipping": cfg.optim.clip_grad_norm,
         "steps_per_print": 10**9,  # the monitor speaks; DeepSpeed need not
-        "zero_allow_untested_optimizer": True,  # torch's own AdamW: elementwise, so a sharded flat view is the same
+        "zero_allow_untested_optimizer": True,  # elementwise, or told its layers: optim/
     }
     if cfg.train.precision == "bf16":
         config["bf16"] = {"enabled": True}
@@ -32,14 +36,36 @@ def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     return config
 
 
+def build_model(cfg: RunConfig, numbers: RunNumbers, world: World) -> CAVMAE:
+    """The model of a run with its initial weights, on the CPU.
+
+    For ZeRO-3 on the device instead, every layer cut into shards as soon as it is made: no rank ever holds the model
+    whole. The weights are the same.
+    """
+    import deepspeed
+
+    torch.manual_seed(cfg.train.seed)
+    config = engine_config(cfg, numbers)
+    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+    if zero_stage(config) < 3:
+        return CAVMAE(cfg.model, normalisation)
+    with deepspeed.zero.Init(config_dict_or_path=config):
+        model = CAVMAE(cfg.model, normalisation)
+    model.reset_parameters(partial(write_shard, rank=world.rank))
+    return model
+
+
 def build_engine(cfg: RunConfig, numbers: RunNumbers, model: CAVMAE, world: World) -> Any:
-    """Wrap a freshly initialised model: frozen leftovers, AdamW groups, schedule, ZeRO. Returns a DeepSpeedEngine."""
+    """Wrap a freshly initialised model: frozen leftovers, optimizer, schedule, ZeRO. Returns a DeepSpeedEngine."""
     import deepspeed
 
     freeze_unused(model, cfg)
-    groups = parameter_groups(model.named_parameters(), cfg.optim.weight_decay)
-    optimizer = adamw(groups, cfg.optim, world.device)
-    share = lambda step: learning_rate_share(step, cfg.optim, numbers.total_steps, numbers.steps_per_epoch)  # noqa: E731
+    batch = cfg.train.global_batch
+    optimizer = build_optimizer(model.named_parameters(), cfg.optim, cfg.optim.peak_learning_rate(batch), world.device)
+    share = partial(
+        learning_rate_share,
+        cfg=cfg.optim, total_steps=numbers.total_steps, steps_per_epoch=numbers.steps_per_epoch, global_batch=batch,
+    )  # fmt: skip
     engine, *_ = deepspeed.initialize(
         model=model.to(world.device),
         optimizer=optimizer,
@@ -47,7 +73,28 @@ def build_engine(cfg: RunConfig, numbers: RunNumbers, model: CAVMAE, world: Worl
         lr_scheduler=lambda built: LambdaLR(built, share),
         dist_init_required=False,
     )
+    if isinstance(optimizer, LayerwiseOptimizer):
+        optimizer.adopt(find_partitions(engine, world))
+    if engine.zero_optimization_stage() == 3 and cfg.model.decoder_chunk:
+        for parameter in model.decoder_parameters():  # whole for as long as chunks run, and when their gradients arrive
+            deepspeed.zero.register_external_parameter(model.decoder_chunks, parameter)
     return engine
+
+
+def take_step(engine: Any) -> torch.Tensor | float:
+    """engine.step(); returns the norm of the whole gradient before clipping, 0 where no update was due yet.
+
+    Not as a plain number: reading it would wait for the device.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return 0.0
+    norm = None
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed tells none in float32
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return engine.get_global_grad_norm() if norm is None else norm
 
 
 def freeze_unused(model: CAVMAE, cfg: RunConfig) -> None:

@@ -15,19 +15,9 @@ from cavmae_ds.config import ContrastiveConfig, LossConfig
 from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.model.cavmae import PretrainOutput
+from cavmae_ds.model.decoder_chunks import Reconstruction
 from cavmae_ds.model.masking import MaskPlan
 from cavmae_ds.model.patches import Picture
-
-
-class Gathered(NamedTuple):
-    """The contrastive candidates: unit rows of every clip that this rank's clips are compared with."""
-
-    audio_all: Tensor
-    """[N, D] in rank order."""
-    image_all: Tensor | None
-    """[N, D]; None will do for direction v2a, which compares with sounds only."""
-    first_row: int
-    """Row of this rank's first clip in them."""
 
 
 class PretrainLosses(NamedTuple):
@@ -48,10 +38,11 @@ def unit_rows(rows: Tensor) -> Tensor:
     return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
 
 
-def own_candidates(output: PretrainOutput) -> Gathered:
-    """The clips of this output as the only candidates: one process, or negatives of the rank alone."""
+def contrast_within(output: PretrainOutput, cfg: ContrastiveConfig) -> Contrast:
+    """The clips of this output compared with one another and nobody else."""
     assert output.audio_pooled is not None and output.image_pooled is not None
-    return Gathered(unit_rows(output.audio_pooled), unit_rows(output.image_pooled), first_row=0)
+    audio, image = unit_rows(output.audio_pooled), unit_rows(output.image_pooled)
+    return contrastive_loss(audio, image, audio, image, 0, cfg.temperature, cfg.direction)
 
 
 def contrastive_loss(
@@ -81,34 +72,30 @@ def contrastive_loss(
     return Contrast((to_audio.loss + to_image.loss) / 2, to_audio.accuracy)
 
 
-def pretrain_losses(
-    output: PretrainOutput,
-    gathered: Gathered | None,
-    loss_cfg: LossConfig,
-    contrastive_cfg: ContrastiveConfig,
-) -> PretrainLosses:
-    """All losses of one micro-batch of one rank. gathered may be None when the contrastive weight is 0.
+def reconstruction_loss(output: PretrainOutput, cfg: LossConfig) -> Reconstruction:
+    """Masked mean squared error of the predictions: a mean over hidden patches, of which each clip has as many."""
+    assert output.audio_prediction is not None and output.image_prediction is not None
+    audio = _rebuilt(output.audio_prediction, output.audio, output.plans.audio, cfg)
+    image = _rebuilt(output.image_prediction, output.image, output.plans.image, cfg)
+    return Reconstruction(audio + image, audio, image)
+
+
+def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: LossConfig) -> PretrainLosses:
+    """All losses of one micro-batch of one rank. contrast may be None when the contrastive weight is 0.
 
     A loss whose weight is 0 is not computed: its output may be None and its value is 0.
     """
-    mae_audio = mae_image = contrastive = accuracy = torch.zeros((), device=output.audio.pixels.device)
-    if loss_cfg.mae_weight:
-        assert output.audio_prediction is not None and output.image_prediction is not None
-        mae_audio = _reconstruction(output.audio_prediction, output.audio, output.plans.audio, loss_cfg)
-        mae_image = _reconstruction(output.image_prediction, output.image, output.plans.image, loss_cfg)
-    if loss_cfg.contrastive_weight:
-        assert output.audio_pooled is not None and output.image_pooled is not None and gathered is not None
-        contrastive, accuracy = contrastive_loss(
-            unit_rows(output.audio_pooled),
-            unit_rows(output.image_pooled),
-            *gathered,
-            temperature=contrastive_cfg.temperature,
-            direction=contrastive_cfg.direction,
-        )
-    total = loss_cfg.mae_weight * (mae_audio + mae_image) + loss_cfg.contrastive_weight * contrastive
-    return PretrainLosses(total, mae_audio, mae_image, contrastive, accuracy)
+    zero = torch.zeros((), device=output.audio.pixels.device)
+    rebuilt = Reconstruction(zero, zero, zero)
+    if cfg.mae_weight:
+        rebuilt = output.reconstruction or reconstruction_loss(output, cfg)
+    if not cfg.contrastive_weight:
+        contrast = Contrast(zero, zero)
+    assert contrast is not None
+    total = cfg.mae_weight * rebuilt.total + cfg.contrastive_weight * contrast.loss
+    return PretrainLosses(total, rebuilt.audio, rebuilt.image, *contrast)
 
 
-def _reconstruction(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
+def _rebuilt(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
     pixels, grid, mean, std = picture
     return masked_mse(prediction, pixels, plan.hidden, grid, mean, std, cfg.normalise_pixels)

@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
-from cavmae_ds.data.stream import Batch
 from cavmae_ds.distributed import World, mean_over_ranks, sum_over_ranks
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluate.pictures import draw_reconstructions, figure_pixels
 from cavmae_ds.losses import PretrainLosses
-from cavmae_ds.model.cavmae import PretrainOutput
 from cavmae_ds.optim import learning_rate_share
+from cavmae_ds.step import StepDone
 
 Item = TypeVar("Item")
 
@@ -37,13 +36,12 @@ TAGS = {
 class Monitor:
     """Collects on the device, reads and writes every monitor.log_every optimizer steps.
 
-    Curves are means over the micro-batches, ranks and steps since the last point, so nothing a spike does is skipped.
+    Curves are means over the clips, ranks and steps since the last point, so nothing a spike does is skipped.
     """
 
     def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, step: int):
         self._cfg, self._numbers, self._world = cfg, numbers, world
         self._terms = torch.zeros(len(TAGS), device=world.device, dtype=torch.float64)
-        self._micro_batches = 0
         self._bad_clips = 0
         self._named: set[str] = set()
         self._bad_clips_ever = 0
@@ -79,28 +77,24 @@ class Monitor:
             self._waited += time.perf_counter() - asked
             yield batch
 
-    def add(self, losses: PretrainLosses, batch: Batch) -> None:
-        """Note one micro-batch; nothing is read from the device."""
-        self._terms += torch.stack([term.detach().double() for term in losses])
-        self._micro_batches += 1
-        self._bad_clips += len(batch.bad)
-        for line in batch.bad:
-            if line not in self._named:  # a shard once, not for each of its clips
-                self._named.add(line)
-                tqdm.write(f"bad clip: {line}")
-
-    def step_done(self, step: int, grad_norm: float | None, output: PretrainOutput) -> None:
+    def step_done(self, step: int, done: StepDone) -> None:
         """Note one optimizer step (1-based); write what is due. All ranks call it.
 
         Raises DataError above data.max_bad_share, FloatingPointError when the loss is no longer a number.
         """
+        self._terms += torch.stack([term.double() for term in done.losses])
+        self._bad_clips += len(done.bad)
+        for line in done.bad:
+            if line not in self._named:  # a shard once, not for each of its clips
+                self._named.add(line)
+                tqdm.write(f"bad clip: {line}")
         if self._progress is not None:
             self._progress.update()
         if step % self._cfg.monitor.log_every == 0 or step == self._numbers.total_steps:
-            self._write_point(step, grad_norm)
+            self._write_point(step, float(done.grad_norm))
         every = self._cfg.monitor.pictures_every
-        if self._writer is not None and every and step % every == 0 and output.image_prediction is not None:
-            figure = draw_reconstructions(output, self._cfg, self._cfg.monitor.pictures)
+        if self._writer is not None and every and step % every == 0 and done.output.image_prediction is not None:
+            figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
             self._writer.add_image("reconstructions", figure_pixels(figure), step, dataformats="HWC")
 
     def validate(self, step: int, validation: Callable[[], PretrainLosses] | None) -> None:
@@ -122,10 +116,10 @@ class Monitor:
             self._writer.close()
             self._progress.close()
 
-    def _write_point(self, step: int, grad_norm: float | None) -> None:
+    def _write_point(self, step: int, grad_norm: float) -> None:
         steps = step - self._last_step
         elapsed = time.perf_counter() - self._since
-        means = mean_over_ranks(self._terms / self._micro_batches)
+        means = mean_over_ranks(self._terms / steps)
         sums = torch.tensor([self._bad_clips, self._waited / self._world.size], dtype=torch.float64)
         bad_clips, waited = sum_over_ranks(sums.to(self._world.device)).tolist()
         self._bad_clips_ever += int(bad_clips)
@@ -135,6 +129,7 @@ class Monitor:
         if self._writer is not None and self._progress is not None:
             points = {TAGS[field]: value for field, value in losses.items()} | {
                 "optim/lr": self._learning_rate(step),
+                "optim/grad_norm": grad_norm,
                 "perf/clips_per_second": rate,
                 "perf/clips_per_second_per_gpu": rate / self._world.size,
                 "perf/data_wait_share": waited / elapsed,
@@ -142,8 +137,6 @@ class Monitor:
                 "perf/memory_gib": peak_memory_gib(self._world.device),
                 "data/bad_clips": float(self._bad_clips_ever),
             }
-            if grad_norm is not None:
-                points["optim/grad_norm"] = grad_norm
             for tag, value in points.items():
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()
@@ -153,12 +146,15 @@ class Monitor:
             )
         self._check(losses["total"], step)
         self._terms.zero_()
-        self._micro_batches = self._bad_clips = 0
+        self._bad_clips = 0
         self._waited, self._last_step, self._since = 0.0, step, time.perf_counter()
 
     def _learning_rate(self, step: int) -> float:
-        share = learning_rate_share(step - 1, self._cfg.optim, self._numbers.total_steps, self._numbers.steps_per_epoch)
-        return self._cfg.optim.learning_rate * share
+        numbers = self._numbers
+        share = learning_rate_share(
+            step - 1, self._cfg.optim, numbers.total_steps, numbers.steps_per_epoch, numbers.global_batch
+        )
+        return numbers.peak_learning_rate * share
 
     def _check(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):

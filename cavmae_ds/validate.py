@@ -21,7 +21,7 @@ from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.stream import EvaluationClips, micro_batches
 from cavmae_ds.distributed import World, sum_over_ranks
 from cavmae_ds.errors import DataError
-from cavmae_ds.losses import PretrainLosses, own_candidates, pretrain_losses
+from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
 from cavmae_ds.model.masking import draw_plans
 
 
@@ -56,8 +56,8 @@ class Validation:
                 output = self._engine(
                     audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
                 )
-                candidates = own_candidates(output) if cfg.loss.contrastive_weight else None
-                losses = pretrain_losses(output, candidates, cfg.loss, cfg.contrastive)
+                contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
+                losses = pretrain_losses(output, contrast, cfg.loss)
                 if counted:
                     terms = [*(term.double() for term in losses), sums.new_ones(())]
                     sums += len(batch.clip_index) * torch.stack(terms)

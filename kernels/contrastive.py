@@ -3,11 +3,13 @@
 D is the width of the rows. A tile's logits come from the library's matmul, one kernel per tile folds them into
 running log-sum-exps (forward) or turns them into their gradient (backward, from recomputed logits), and matmuls
 carry that to both sides. Both directions share the tiles: 2 + 2 + 2 + 2 = 8 N^2 D FLOPs, forward and backward.
+Where the candidates come from is a Side's business: this process, or others, all at once or block by block.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor
 from cavmae_ds.kernels.checks import REFERENCE_FLOATS, require
 from cavmae_ds.kernels.contrastive_tiles import (
     GRADIENT_UNIT,
+    first_of_equals,
     fits_one_tile,
     fold,
     fresh_statistics,
@@ -58,59 +61,120 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32)
 
 
+class Side(Protocol):
+    """The candidates of a comparison: N rows that come in blocks, from this process or from others."""
+
+    first_row: int
+    """Place of the first query's partner among all candidates; the other queries' partners follow it."""
+    count: int
+    """N."""
+    dtype: torch.dtype
+    """What both sides are multiplied in."""
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Every candidate once: place of a block's first row, and its rows [n, D]."""
+
+    def gradient_blocks(self, wide: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The blocks once more, each with the gradient [n, D] that it has collected so far, to be added to."""
+
+    def collected(self) -> Tensor:
+        """After that: the whole gradient of the candidates that this process gave."""
+
+    def combine(self, column_sums: Tensor, temperature: float) -> Tensor:
+        """Largest product and sum [2, N] over this process's queries to those over all processes' queries."""
+
+
+class Here:
+    """All candidates [N, D] are in this process, and so are all queries."""
+
+    def __init__(self, candidates: Tensor, first_row: int):
+        self.first_row, self.count, self.dtype = first_row, len(candidates), candidates.dtype
+        self._rows = candidates.detach()
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """One block."""
+        yield 0, self._rows
+
+    def gradient_blocks(self, wide: torch.dtype) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """One block."""
+        self._gradient = torch.zeros_like(self._rows, dtype=wide)
+        yield 0, self._rows, self._gradient
+
+    def collected(self) -> Tensor:
+        """What was added."""
+        return self._gradient
+
+    def combine(self, column_sums: Tensor, temperature: float) -> Tensor:
+        """There is nobody else."""
+        return column_sums
+
+
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, candidates: Tensor, first_row: int, temperature: float, both: bool, fused: bool
+        ctx: Any, queries: Tensor, candidates: Tensor, side: Side, temperature: float, both: bool
     ) -> tuple[Tensor, Tensor]:
-        statistics = fresh_statistics(queries, candidates, both, fused)
-        for tile in tiles(len(queries), len(candidates), first_row):
-            products = _product(queries[tile.rows], candidates[tile.columns].T)
-            fold(products, tile, statistics, temperature, fused)
-        row_sums = merge(statistics.row_high, statistics.row_total, temperature)  # [2, b]
-        column_sums = None
-        loss = ((row_sums[0] - statistics.positive) / temperature + row_sums[1].log()).mean()
-        if statistics.column_high is not None and statistics.column_total is not None:
-            column_sums = merge(statistics.column_high, statistics.column_total, temperature)  # [2, N]
-            to_rows = ((column_sums[0] - statistics.positive) / temperature + column_sums[1].log()).mean()
-            loss = (loss + to_rows) / 2
-        leading = statistics.row_high == statistics.row_high.amax(0)
-        best = torch.where(leading, statistics.row_best, len(candidates)).amin(0)  # the first of equals
-        partner = first_row + torch.arange(len(queries), device=queries.device)
-        accuracy = (best == partner).to(loss.dtype).mean()
-        ctx.save_for_backward(queries, candidates, row_sums, column_sums)
-        ctx.first_row, ctx.temperature = first_row, temperature
+        own = queries.to(side.dtype)
+        wide = torch.promote_types(own.dtype, torch.float32)
+        highs, totals, bests = [], [], []  # [b] of each block
+        positive = torch.empty(len(own), dtype=wide, device=own.device)
+        column_sums = torch.empty(2, side.count, dtype=wide, device=own.device) if both else None
+        for first, rows in side.blocks():
+            fused = fusable(own, rows)
+            statistics = fresh_statistics(own, rows, positive, both, fused)
+            for tile in tiles(len(own), len(rows), side.first_row - first):
+                products = _product(own[tile.rows], rows[tile.columns].T)
+                fold(products, tile, statistics, temperature, fused)
+            best = first_of_equals(statistics.row_high, statistics.row_best + first)
+            high, total = merge(statistics.row_high, statistics.row_total, temperature)
+            highs.append(high)
+            totals.append(total)
+            bests.append(best)
+            if column_sums is not None and statistics.column_high is not None and statistics.column_total is not None:
+                columns = merge(statistics.column_high, statistics.column_total, temperature)
+                column_sums[:, first : first + len(rows)] = columns
+        row_sums = merge(torch.stack(highs), torch.stack(totals), temperature)  # [2, b]
+        loss = ((row_sums[0] - positive) / temperature + row_sums[1].log()).mean()
+        if column_sums is not None:
+            column_sums = side.combine(column_sums, temperature)  # [2, N]
+            high, total = column_sums[:, side.first_row : side.first_row + len(own)]  # own candidates, own partners
+            loss = (loss + ((high - positive) / temperature + total.log()).mean()) / 2
+        partner = side.first_row + torch.arange(len(own), device=own.device)
+        accuracy = (first_of_equals(torch.stack(highs), torch.stack(bests)) == partner).to(loss.dtype).mean()
+        ctx.save_for_backward(own, row_sums, column_sums)
+        ctx.side, ctx.temperature, ctx.dtypes = side, temperature, (queries.dtype, candidates.dtype)
         ctx.mark_non_differentiable(accuracy)
         return loss, accuracy
 
     @staticmethod
     def backward(ctx: Any, arriving: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        queries, candidates, row_sums, column_sums = ctx.saved_tensors
+        own, row_sums, column_sums = ctx.saved_tensors
         directions = 1 if column_sums is None else 2
-        factor = arriving / (directions * len(queries) * ctx.temperature * GRADIENT_UNIT)
+        factor = arriving / (directions * len(own) * ctx.temperature * GRADIENT_UNIT)
         wants_queries, wants_candidates = ctx.needs_input_grad[:2]
-        query_gradient = torch.empty_like(queries) if wants_queries else None
-        to_candidates = torch.zeros_like(candidates, dtype=row_sums.dtype) if wants_candidates else None
-        for tile in tiles(len(queries), len(candidates), ctx.first_row):
-            own, others = queries[tile.rows], candidates[tile.columns]
-            products = _product(own, others.T)
-            gradient = logit_gradient(products, tile, row_sums, column_sums, ctx.temperature, queries.dtype)
-            if query_gradient is not None:
-                if tile.columns.start == 0:
-                    to_own = torch.zeros_like(own, dtype=row_sums.dtype)
-                to_own += _product(gradient, others)
-                if tile.columns.stop == len(candidates):  # these rows are done: nothing wider than they need stays
-                    query_gradient[tile.rows] = to_own.mul_(factor)
-            if to_candidates is not None:
-                to_candidates[tile.columns] += _product(gradient.T, own)
-        candidate_gradient = None if to_candidates is None else to_candidates.mul_(factor).to(candidates.dtype)
-        return query_gradient, candidate_gradient, None, None, None, None
+        to_queries = torch.zeros_like(own, dtype=row_sums.dtype)
+        for first, rows, to_rows in ctx.side.gradient_blocks(row_sums.dtype):
+            columns = None if column_sums is None else column_sums[:, first : first + len(rows)]
+            for tile in tiles(len(own), len(rows), ctx.side.first_row - first):
+                products = _product(own[tile.rows], rows[tile.columns].T)
+                gradient = logit_gradient(products, tile, row_sums, columns, ctx.temperature, own.dtype)
+                if wants_queries:
+                    to_queries[tile.rows] += _product(gradient, rows[tile.columns])
+                if wants_candidates:
+                    to_rows[tile.columns] += _product(gradient.T, own[tile.rows])
+        collected = ctx.side.collected()
+        return to_queries.mul_(factor).to(ctx.dtypes[0]), collected.mul_(factor).to(ctx.dtypes[1]), None, None, None
 
 
 @torch.compiler.disable  # dynamo loses the gradient of a Function whose outputs are filled in place
-def _tiled(queries: Tensor, candidates: Tensor, first_row: int, temperature: float, both: bool) -> Contrast:
-    fused = fusable(queries, candidates)
-    return Contrast(*_Contrastive.apply(queries, candidates, first_row, temperature, both, fused))
+def contrastive_among(queries: Tensor, candidates: Tensor, side: Side, temperature: float, both: bool) -> Contrast:
+    """Mean cross-entropy of queries [b, D] against all candidates of the side, by tiles; both: and the other way too.
+
+    candidates [b or N, D] are those of them that this process gave: gradients reach them and the queries. The other
+    way each own candidate looks for its query among all processes' queries; the loss is the mean of the two.
+    All processes must back-propagate the same factor: what arrives here is taken for what arrives there too.
+    """
+    return Contrast(*_Contrastive.apply(queries, candidates, side, temperature, both))
 
 
 def _needs_tiles(queries: Tensor, candidates: Tensor) -> bool:
@@ -130,7 +194,7 @@ def contrastive(queries: Tensor, candidates: Tensor, first_row: int, temperature
             f"first_row must leave room for {len(queries)} partners among {len(candidates)} candidates, got {first_row}"
         )
     if _needs_tiles(queries, candidates):
-        return _tiled(queries, candidates, first_row, temperature, both=False)
+        return contrastive_among(queries, candidates, Here(candidates, first_row), temperature, both=False)
     return contrastive_reference(queries, candidates, first_row, temperature)
 
 
@@ -143,7 +207,7 @@ def contrastive_both(audio: Tensor, image: Tensor, temperature: float) -> Contra
     if audio.shape != image.shape:
         raise ValueError(f"audio and image must be pairs, got {len(audio)} and {len(image)} rows")
     if _needs_tiles(image, audio):
-        return _tiled(image, audio, 0, temperature, both=True)
+        return contrastive_among(image, audio, Here(audio, 0), temperature, both=True)
     return contrastive_both_reference(audio, image, temperature)
 
 

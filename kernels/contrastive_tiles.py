@@ -76,8 +76,11 @@ class Statistics(NamedTuple):
         return [*row_parts, self.positive[rows], self.column_high[:, columns], self.column_total[:, columns]]
 
 
-def fresh_statistics(queries: Tensor, candidates: Tensor, both: bool, fused: bool) -> Statistics:
-    """Statistics of nothing yet; the kernels need a slot for each of their blocks' positions."""
+def fresh_statistics(queries: Tensor, candidates: Tensor, positive: Tensor, both: bool, fused: bool) -> Statistics:
+    """Statistics of nothing yet; the kernels need a slot for each of their blocks' positions.
+
+    positive [b] is filled in where a query's partner is among the candidates.
+    """
     rows, columns = len(queries), len(candidates)
     wide = torch.promote_types(queries.dtype, torch.float32)
     row_slots = triton.cdiv(min(columns, TILE_COLUMNS), BLOCK_COLUMNS) if fused else 1
@@ -90,7 +93,7 @@ def fresh_statistics(queries: Tensor, candidates: Tensor, both: bool, fused: boo
         full(row_slots, rows, -torch.inf),
         full(row_slots, rows, 0.0),
         torch.zeros(row_slots, rows, dtype=torch.int64, device=queries.device),
-        torch.empty(rows, dtype=wide, device=queries.device),
+        positive,
         full(column_slots, columns, -torch.inf) if both else None,
         full(column_slots, columns, 0.0) if both else None,
     )
@@ -254,3 +257,8 @@ def merge(high: Tensor, total: Tensor, temperature: float) -> Tensor:
     """
     top = high.amax(0)
     return torch.stack([top, (total * ((high - top) / temperature).exp()).sum(0)])
+
+
+def first_of_equals(high: Tensor, best: Tensor) -> Tensor:
+    """Slots [S, n] of largest product and its candidate to the candidate of the largest of all: [n]."""
+    return torch.where(high == high.amax(0), best, torch.iinfo(best.dtype).max).amin(0)

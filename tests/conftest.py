@@ -23,11 +23,12 @@ def tiny_shards(tmp_path_factory):
     return folder / "shards"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a GPU says so and steps aside where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a GPU, or half an hour, says so and steps aside where there is none, or nobody asked."""
     import torch
 
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+        if item.get_closest_marker("matrix") and config.option.markexpr != "matrix":
+            item.add_marker(pytest.mark.skip(reason="takes long; ask for it with -m matrix"))

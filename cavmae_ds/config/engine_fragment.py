@@ -29,6 +29,7 @@ RUN_OWNS = {
 MECHANICS = {
     "zero_optimization",
     "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
     "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
@@ -63,16 +64,21 @@ def read_fragment(config: RunConfig) -> dict[str, Any]:
             near = difflib.get_close_matches(key, MECHANICS | RUN_OWNS.keys(), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(MECHANICS))}"
             raise ConfigError(f"unknown key {key!r} in ds_config {str(path)!r}, {hint}")
-    zero_stage(fragment, path)
+    if zero_stage(fragment, path) == 0 and config.train.precision == "bf16":
+        # DeepSpeed would sum micro-batches and ranks in bf16 there, and refuses to do it in fp32.
+        raise ConfigError(
+            f"train.precision bf16 needs ZeRO stage 1, 2 or 3, got stage 0 in ds_config {str(path)!r}; "
+            "choose ds_configs/zero1.json or train.precision fp32"
+        )
     return fragment
 
 
 def zero_stage(fragment: dict[str, Any], path: Path | str = "") -> int:
-    """Which of parameters, gradients and optimizer states are sharded: ZeRO stage 1, 2 or 3."""
+    """How many of optimizer states, gradients and parameters are sharded: ZeRO stage 0 (none), 1, 2 or 3."""
     section = fragment.get("zero_optimization", {})
     stage = section.get("stage") if isinstance(section, dict) else section
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"zero_optimization.stage in ds_config {str(path)!r} must be 1, 2 or 3, got {stage!r}")
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"zero_optimization.stage in ds_config {str(path)!r} must be 0, 1, 2 or 3, got {stage!r}")
     return stage
 
 

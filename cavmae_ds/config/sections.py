@@ -5,10 +5,14 @@ Sources of the defaults: spec/cav-mae.md 1.1 (model), 1.7 (masks), 1.8 (losses),
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cavmae_ds.config.presets import OPTIMIZER_CONSTANTS, PRESETS, filled_in
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -34,6 +38,8 @@ def _multiple(name: str, value: int, of: str, divisor: int) -> None:
 class ModelConfig(Section):
     """Sizes of CAV-MAE; names and defaults of the official constructor (spec/cav-mae.md 1.1)."""
 
+    preset: Literal["tiny", "base", "large", "huge", "giant"] | None = None
+    """Published sizes by name (config/presets.py); keys given beside it override it."""
     embed_dim: Positive = 768
     """Width of the encoder."""
     num_heads: Positive = 12
@@ -60,6 +66,16 @@ class ModelConfig(Section):
     """Height of the log-mel, mel bins."""
     trainable_positions: bool = False
     """Train the position tables instead of keeping them at sine-cosine."""
+    decoder_chunk: Annotated[int, Field(ge=0)] = 0
+    """Clips that the decoder takes at a time, forward and backward at once, the same mathematics in less memory; 0 is
+    the whole micro-batch."""
+    checkpoint_towers: bool = False
+    """Keep only the inputs of the encoder's blocks and compute the rest again in backward: less memory, more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_sizes(cls, values: Any) -> Any:
+        return filled_in(values, PRESETS, "preset")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:
@@ -114,12 +130,38 @@ class LossConfig(Section):
 class ContrastiveConfig(Section):
     """Who is compared with whom."""
 
-    negatives: Literal["global", "rank"] = "global"
-    """Clips of every rank's micro-batch, or of this rank's alone."""
+    negatives: str = "global"
+    """Clips of every rank (global), of this rank alone (rank), or chunk=n: of the same one of n equal parts of the
+    global batch, as on n GPUs of the official program."""
     direction: Literal["v2a", "both"] = "v2a"
     """Each image against all sounds (official), or the mean of both directions."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Divides the cosine; fixed, not learned."""
+    two_pass: bool = False
+    """Compare all clips of a step, not of a micro-batch: features first, then forward again (+13 % FLOPs)."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How ranks see each other's sounds: all at once, or one rank's at a time in the memory of one."""
+    gather_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What sounds are compared in, and sent in: bf16 halves the bytes and speeds up the products; sums are fp32."""
+
+    @model_validator(mode="after")
+    def _known_negatives(self) -> ContrastiveConfig:
+        if self.negatives not in ("global", "rank") and self.chunks is None:
+            raise ValueError(
+                "negatives must be global, rank or chunk=n (n equal parts of the global batch, for example chunk=4), "
+                f"got {self.negatives!r}"
+            )
+        if self.exchange == "ring" and self.negatives != "global":
+            raise ValueError(
+                f"exchange ring is for negatives global, got negatives {self.negatives!r}; choose exchange gather"
+            )
+        return self
+
+    @property
+    def chunks(self) -> int | None:
+        """The n of chunk=n, else None."""
+        found = re.fullmatch(r"chunk=([1-9]\d*)", self.negatives)
+        return int(found[1]) if found else None
 
 
 class SourceConfig(Section):
@@ -228,24 +270,33 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and the course of its learning rate."""
+    """The optimizer and the course of its learning rate."""
 
+    name: Literal["adamw", "adam", "lamb", "lars", "lion"] = "adamw"
+    """adamw: the usual choice, to some thousand clips a step. adam: the official recipe, decay inside the gradient and
+    of every parameter. lamb, lars: a step in proportion to each layer's weights, Adam's or momentum's, for batches at
+    which adamw diverges. lion: sign of the momentum, half of Adam's states; a rate 3 to 10 times lower, as much more
+    decay. beta1, beta2 and eps default to what the optimizer's paper says (config/presets.py)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak learning rate, for the global batch as it is."""
+    """Peak learning rate, of reference_batch if lr_rule scales it, else of the global batch as it is."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How the peak follows the batch: not at all, times global_batch / reference_batch, or times the root of that."""
+    reference_batch: Positive | None = None
+    """Clips of one step that learning_rate was found for; only with lr_rule linear or sqrt."""
     beta1: Share = 0.95
-    """Decay of the first moment."""
+    """Decay of the first moment; momentum of lars."""
     beta2: Share = 0.999
-    """Decay of the second moment."""
+    """Decay of the second moment; of lion's only one; lars has none."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; to the norm of the gradient in lars; lion has none."""
     weight_decay: Weight = 5e-7
-    """Decoupled decay; biases, norms, tokens and position tables are exempt."""
+    """Decoupled decay (adam: coupled, as official); biases, norms, tokens and position tables are exempt (adam: no)."""
     clip_grad_norm: Weight = 0.0
     """Largest norm of the whole gradient; 0 never clips."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """After the warm-up: cosine to the final share, the official step decay by epochs, or flat."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of linear warm-up."""
+    warmup_clips: Annotated[int, Field(ge=0)] = 0
+    """Clips of linear warm-up: it lasts as long whatever the batch."""
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the peak rate that the cosine ends at."""
     decay_start_epoch: Positive = 10
@@ -254,6 +305,31 @@ class OptimConfig(Section):
     """Step decay: epochs between drops."""
     decay_factor: Share = 0.5
     """Step decay: what each drop multiplies the rate by."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_constants(cls, values: Any) -> Any:
+        return filled_in(values, OPTIMIZER_CONSTANTS, "name")
+
+    @model_validator(mode="after")
+    def _a_rule_has_a_reference(self) -> OptimConfig:
+        if (self.lr_rule == "none") != (self.reference_batch is None):
+            raise ValueError(
+                f"lr_rule linear or sqrt goes with reference_batch and none without it, got lr_rule={self.lr_rule} and "
+                f"reference_batch={self.reference_batch}; say for how many clips a step learning_rate is meant"
+            )
+        return self
+
+    def peak_learning_rate(self, global_batch: int) -> float:
+        """Learning rate after the warm-up for steps of so many clips."""
+        if self.reference_batch is None:
+            return self.learning_rate
+        grown = global_batch / self.reference_batch
+        return self.learning_rate * (grown if self.lr_rule == "linear" else math.sqrt(grown))
+
+    def warmup_steps(self, global_batch: int) -> int:
+        """Optimizer steps that the warm-up takes, the last one perhaps in part."""
+        return math.ceil(self.warmup_clips / global_batch)
 
 
 class TrainConfig(Section):
@@ -271,6 +347,9 @@ class TrainConfig(Section):
     """Length of the run in optimizer steps; give this or epochs."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Numbers of weights and activations; the optimizer keeps fp32 either way."""
+    ema_clips: Annotated[int, Field(ge=0)] = 0
+    """Horizon of a running mean of the weights, clips: each step keeps exp(-global_batch / ema_clips) of it. 0: none.
+    Saved as ema.safetensors with each checkpoint."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -320,8 +399,32 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up_in_clips(cls, values: Any) -> Any:
+        """Run files used to give the warm-up in steps: that many times the global batch."""
+        optim, train = (values.get(name) if isinstance(values, dict) else None for name in ("optim", "train"))
+        if not isinstance(optim, dict) or not isinstance(train, dict) or not isinstance(optim.get("warmup_steps"), int):
+            return values
+        if "warmup_clips" in optim:
+            raise ValueError(
+                "optim.warmup_steps and optim.warmup_clips are both given; keep warmup_clips, the warm-up in clips"
+            )
+        global_batch = train.get("global_batch", TrainConfig.model_fields["global_batch"].default)
+        if not isinstance(global_batch, int):
+            return values
+        others = {key: value for key, value in optim.items() if key != "warmup_steps"}
+        return {**values, "optim": others | {"warmup_clips": optim["warmup_steps"] * global_batch}}
+
     @model_validator(mode="after")
-    def _something_to_validate_on(self) -> RunConfig:
+    def _sections_agree(self) -> RunConfig:
+        if self.contrastive.chunks is not None:
+            _multiple("train.global_batch", self.train.global_batch, "contrastive.negatives", self.contrastive.chunks)
+        if self.contrastive.two_pass and not self.loss.contrastive_weight:
+            raise ValueError(
+                "contrastive.two_pass needs a contrastive loss, got loss.contrastive_weight 0; "
+                "raise it or set two_pass: false"
+            )
         if self.monitor.validate_every and not (self.data.validation or self.data.validation_share):
             raise ValueError(
                 f"monitor.validate_every is {self.monitor.validate_every}, but there is nothing to validate on; "

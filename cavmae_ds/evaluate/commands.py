@@ -15,12 +15,15 @@ from rich.table import Column, Table
 
 RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
 SHARDS = typer.Option(help="Folder or s3:// address of the clips, as `cavmae prepare` wrote them.")
+EMA = typer.Option("--ema", help="Take the running mean of the weights (train.ema_clips), not the weights.")
 SCORES = "retrieval.json"
 
 console = Console(soft_wrap=True)
 
 
-def evaluate(run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS]) -> None:
+def evaluate(
+    run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS], ema: Annotated[bool, EMA] = False
+) -> None:
     """Score cross-modal retrieval: find the frame of a sound, and the sound of a frame.
 
     Every clip is used once, unmasked, with its middle frame. Writes RUN_DIR/retrieval.json.
@@ -34,7 +37,7 @@ def evaluate(run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS]) ->
     from cavmae_ds.evaluate.pretrained import evaluation_batches, load_pretrained, pooled_features
     from cavmae_ds.evaluate.retrieval import retrieval_scores
 
-    pretrained = load_pretrained(run_dir)
+    pretrained = load_pretrained(run_dir, ema)
     audio, image, labels = [], [], []
     for batch in track(evaluation_batches(pretrained, data), "features", console=Console(stderr=True), transient=True):
         sounds, frames = pooled_features(pretrained, batch)
@@ -44,6 +47,7 @@ def evaluate(run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS]) ->
     scores = retrieval_scores(torch.cat(audio), torch.cat(image), labels)
     values = scores._asdict() | {
         "data": data,
+        "ema": ema,
         "audio_to_image": scores.audio_to_image._asdict(),
         "image_to_audio": scores.image_to_audio._asdict(),
     }
@@ -56,6 +60,7 @@ def inpaint(
     data: Annotated[str, SHARDS],
     out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("reconstructions.png"),
     clips: Annotated[int, typer.Option(min=1, max=32, help="Rows of the picture.")] = 6,
+    ema: Annotated[bool, EMA] = False,
 ) -> None:
     """Draw what the model makes of clips it sees and hears only in part.
 
@@ -68,7 +73,7 @@ def inpaint(
     from cavmae_ds.evaluate.pictures import draw_reconstructions
     from cavmae_ds.evaluate.pretrained import load_pretrained, reconstruct, spread_clips
 
-    pretrained = load_pretrained(run_dir)
+    pretrained = load_pretrained(run_dir, ema)
     output = reconstruct(pretrained, spread_clips(pretrained, data, clips))
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_reconstructions(output, pretrained.cfg, clips).savefig(out, dpi=110)

@@ -26,6 +26,7 @@ def draw_reconstructions(output: PretrainOutput, cfg: RunConfig, clips: int) -> 
     if output.image_prediction is None or output.audio_prediction is None:
         raise ValueError("nothing was reconstructed: loss.mae_weight is 0")
     plans, normalised = output.plans, cfg.loss.normalise_pixels
+    clips = min(clips, len(output.image_prediction))  # those of the first chunk, where the decoder runs in chunks
     frames = [
         _to_pixels(unpatchify(patches, output.image.grid))
         for patches in _stages(output.image, output.image_prediction, plans.image, normalised, clips)

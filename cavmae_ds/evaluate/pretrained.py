@@ -31,12 +31,15 @@ class Pretrained:
     device: torch.device
 
 
-def load_pretrained(run_dir: Path) -> Pretrained:
-    """The newest checkpoint of a run. Raises CheckpointError (none there) or ConfigError (no config.yaml there)."""
+def load_pretrained(run_dir: Path, ema: bool = False) -> Pretrained:
+    """The newest checkpoint of a run, or the running mean of its weights.
+
+    Raises CheckpointError (none there) or ConfigError (no config.yaml there).
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = load_config(run_dir / "config.yaml")
     model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
-    model.load_state_dict(read_weights(run_dir), strict=True)
+    model.load_state_dict(read_weights(run_dir, ema), strict=True)
     return Pretrained(cfg, model.to(device).eval(), FrontEnd(cfg.model, device), device)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Modality = Literal["a", "v"]
 """Whose norms a block uses: a is audio, v is image (the official names' letters)."""
@@ -44,8 +45,17 @@ class Block(nn.Module):
         return x + self.mlp(norm2(x))
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, modality: Modality | None = None) -> Tensor:
-    """Send tokens [B, N, D] through the blocks, one after the other."""
+def run_blocks(
+    blocks: Iterable[nn.Module], x: Tensor, modality: Modality | None = None, recompute: bool = False
+) -> Tensor:
+    """Send tokens [B, N, D] through the blocks, one after the other.
+
+    recompute keeps only each block's input and runs it again in backward. Nothing in a block is random, so it gives
+    the same again.
+    """
     for block in blocks:
-        x = block(x, modality)
+        if recompute:
+            x = checkpoint(block, x, modality, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = block(x, modality)
     return x

@@ -1,4 +1,4 @@
-"""Floating-point operations and activation sizes of CAV-MAE per clip, from its config alone.
+"""Floating-point operations of CAV-MAE per clip, and the stacks of blocks that they come from, from its config alone.
 
 A multiply-add counts as 2; norms, GELU and softmax are left out. Source: spec/scale.md 2, whose base model
 takes 78.07 GFLOP forward and 233.8 GFLOP forward and backward.
@@ -13,17 +13,29 @@ from cavmae_ds.model.masking import kept_patches
 from cavmae_ds.model.patches import audio_grid, image_grid
 
 
-class _Stack(NamedTuple):
+class Stack(NamedTuple):
     """Equal blocks that one stream of tokens runs through."""
 
     depth: int
     tokens: int
     width: int
+    heads: int
+
+
+class Stacks(NamedTuple):
+    """Every stack of blocks that one clip runs through; the shared blocks run once for each of three streams."""
+
+    audio_tower: Stack
+    image_tower: Stack
+    joint: Stack
+    audio_shared: Stack
+    image_shared: Stack
+    decoder: Stack
 
 
 def forward_flops(model: ModelConfig, mask: MaskConfig) -> int:
     """FLOPs of one forward pass of one clip, all parts on."""
-    blocks = sum(_stack_flops(stack, model.mlp_ratio) for stack in _stacks(model, mask))
+    blocks = sum(_stack_flops(stack, model.mlp_ratio) for stack in block_stacks(model, mask))
     return blocks + _patch_embed_flops(model) + _head_flops(model, mask)
 
 
@@ -35,26 +47,42 @@ def training_flops(model: ModelConfig, mask: MaskConfig) -> int:
     return 3 * forward_flops(model, mask) - _patch_embed_flops(model)
 
 
-def token_width_sum(model: ModelConfig, mask: MaskConfig) -> int:
-    """Sum over all blocks that run of tokens x width, S: saved activations are a number of bytes times S."""
-    return sum(stack.depth * stack.tokens * stack.width for stack in _stacks(model, mask))
+def features_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    """FLOPs of the forward pass that gives the pooled features alone: towers and two shared passes, no decoder.
+
+    It is what a two-pass step runs a second time.
+    """
+    stacks = block_stacks(model, mask)
+    feature_stacks = (stacks.audio_tower, stacks.image_tower, stacks.audio_shared, stacks.image_shared)
+    return sum(_stack_flops(stack, model.mlp_ratio) for stack in feature_stacks) + _patch_embed_flops(model)
 
 
-def _stacks(model: ModelConfig, mask: MaskConfig) -> list[_Stack]:
+def encoder_flops(model: ModelConfig, mask: MaskConfig) -> int:
+    """FLOPs of the forward pass of all encoder blocks, shared ones three times: what checkpoint_towers runs again."""
+    stacks = block_stacks(model, mask)
+    return sum(_stack_flops(stack, model.mlp_ratio) for stack in stacks if stack is not stacks.decoder)
+
+
+def block_stacks(model: ModelConfig, mask: MaskConfig) -> Stacks:
+    """The stacks of one clip when the shares of mask are hidden."""
     audio = kept_patches(model.audio_patches, mask.audio_ratio)
     image = kept_patches(model.image_patches, mask.image_ratio)
-    tower, shared, width = model.modality_specific_depth, model.shared_depth, model.embed_dim
-    return [
-        _Stack(tower, audio, width),
-        _Stack(tower, image, width),
-        _Stack(shared, audio + image, width),
-        _Stack(shared, audio, width),
-        _Stack(shared, image, width),
-        _Stack(model.decoder_depth, model.audio_patches + model.image_patches, model.decoder_embed_dim),
-    ]
+
+    def encoder(depth: int, tokens: int) -> Stack:
+        return Stack(depth, tokens, model.embed_dim, model.num_heads)
+
+    every = model.audio_patches + model.image_patches
+    return Stacks(
+        audio_tower=encoder(model.modality_specific_depth, audio),
+        image_tower=encoder(model.modality_specific_depth, image),
+        joint=encoder(model.shared_depth, audio + image),
+        audio_shared=encoder(model.shared_depth, audio),
+        image_shared=encoder(model.shared_depth, image),
+        decoder=Stack(model.decoder_depth, every, model.decoder_embed_dim, model.decoder_num_heads),
+    )
 
 
-def _stack_flops(stack: _Stack, mlp_ratio: float) -> int:
+def _stack_flops(stack: Stack, mlp_ratio: float) -> int:
     hidden = int(stack.width * mlp_ratio)
     linear = 2 * stack.tokens * stack.width * (4 * stack.width + 2 * hidden)  # qkv, projection, MLP
     attention = 2 * 2 * stack.tokens**2 * stack.width  # scores, weighted sum of values

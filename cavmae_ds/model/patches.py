@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,15 @@ class PatchProjection(torch.nn.Conv2d):
 
     def __init__(self, grid: Grid, width: int):
         super().__init__(grid.channels, width, kernel_size=grid.patch, stride=grid.patch)
+
+    def initial_values(self, draw: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters and what they start as, whole: the weight as one linear map, the bias as torch has it."""
+        values = self.in_channels * self.kernel_size[0] * self.kernel_size[1]
+        weight = torch.nn.init.xavier_uniform_(torch.empty(self.out_channels, values), generator=draw)
+        yield self.weight, weight.view(self.out_channels, self.in_channels, *self.kernel_size)
+        assert self.bias is not None
+        bound = values**-0.5
+        yield self.bias, torch.empty(self.out_channels).uniform_(-bound, bound, generator=draw)
 
     def forward(  # type: ignore[override]  # a Conv2d by its parameters only
         self, picture: Picture, keep: Tensor, positions: Tensor, modality: Tensor

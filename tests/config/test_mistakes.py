@@ -40,9 +40,21 @@ MISTAKES = {
     "image not a multiple of the patch": (["model.image_size=100"], ["image_size", "16", "96 or 112"]),
     "heads that do not divide the width": (["model.num_heads=5"], ["embed_dim", "num_heads = 5", "30 or 35"]),
     "batch not divisible": (["train.global_batch=10"], ["train.global_batch", "4 x 1 = 4", "got 10", "8 or 12"]),
+    "unknown negatives": (["contrastive.negatives=local"], ["negatives", "global, rank or chunk=n", "'local'"]),
+    "parts that are not equal": (["contrastive.negatives=chunk=3"], ["train.global_batch", "negatives = 3", "6 or 9"]),
+    "parts over several micro-batches": (["contrastive.negatives=chunk=1"], ["chunk=1", "2 micro-batches", "two_pass"]),
+    "a ring of one": (["contrastive.negatives=rank", "contrastive.exchange=ring"], ["ring", "'rank'", "gather"]),
+    "two passes for nothing": (["contrastive.two_pass=true", "loss.contrastive_weight=0"], ["two_pass", "weight 0"]),
     "steps and epochs": (["train.epochs=2"], ["steps", "epochs", "exactly one"]),
     "neither steps nor epochs": (["train.steps=null"], ["steps", "epochs", "exactly one"]),
-    "warm-up longer than the run": (["optim.warmup_steps=3"], ["optim.warmup_steps", "3"]),
+    "warm-up longer than the run": (["optim.warmup_clips=20"], ["optim.warmup_clips", "got 20", "24 clips"]),
+    "warm-up in steps and in clips": (
+        ["optim.warmup_steps=1", "optim.warmup_clips=8"], ["optim.warmup_steps", "optim.warmup_clips", "both given"],
+    ),
+    "rate for an unknown batch": (["optim.lr_rule=linear"], ["lr_rule", "reference_batch"]),
+    "reference batch without a rule": (["optim.reference_batch=256"], ["lr_rule", "reference_batch=256"]),
+    "unknown optimizer": (["optim.name=adagrad"], ["optim.name", "'adamw', 'adam', 'lamb', 'lars' or 'lion'"]),
+    "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "no data": (["data.train="], ["data.train"]),
     "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),
@@ -86,7 +98,8 @@ ENGINE_MISTAKES = {
     "precision in both": ({"bf16": {"enabled": True}}, ["bf16", "train.precision"]),
     "misspelled": ({"zero_optimisation": {}}, ["zero_optimisation", "did you mean 'zero_optimization'"]),
     "accepted in silence by DeepSpeed": ({"grad_clipping": 1.0}, ["grad_clipping", "gradient_clipping"]),
-    "stage 0": ({"zero_optimization": {"stage": 0}}, ["zero_optimization.stage", "1, 2 or 3", "0"]),
+    "stage 4": ({"zero_optimization": {"stage": 4}}, ["zero_optimization.stage", "0, 1, 2 or 3", "4"]),
+    "bf16 sums": ({"zero_optimization": {"stage": 0}}, ["train.precision bf16", "1, 2 or 3", "stage 0", "fp32"]),
 }
 
 

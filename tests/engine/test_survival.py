@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -13,6 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights, whole_checkpoints
+from cavmae_ds.evaluate.commands import evaluate
+from cavmae_ds.evaluate.pretrained import load_pretrained
 from tests.launcher import CHECKOUT, PRETRAIN, command, environment, launch
 
 STEPS = 30
@@ -21,8 +24,8 @@ ds_config: ds_configs/zero2.json
 model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
   decoder_num_heads: 2, image_size: 64, audio_frames: 112}}
 data: {{train: {shards}, workers: 1}}
-optim: {{learning_rate: 1e-3, warmup_steps: 3, clip_grad_norm: 1.0}}
-train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32}}
+optim: {{learning_rate: 1e-3, warmup_clips: 24, clip_grad_norm: 1.0}}
+train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32, ema_clips: 40}}
 checkpoint: {{every_steps: 4}}
 monitor: {{log_every: 1, pictures_every: 0}}
 """
@@ -89,8 +92,9 @@ def assert_same_run(run_dir: Path, undisturbed: Path) -> None:
     assert set(truth) >= {"loss/total", "loss/contrastive", "optim/grad_norm"}
     assert set(truth["loss/total"]) == set(range(1, STEPS + 1))
     assert curves(run_dir) == truth  # bitwise, at every step
-    weights, true_weights = read_weights(run_dir), read_weights(undisturbed)
-    assert all(torch.equal(weights[name], true_weights[name]) for name in true_weights)
+    for ema in (False, True):
+        weights, true_weights = read_weights(run_dir, ema), read_weights(undisturbed, ema)
+        assert all(torch.equal(weights[name], true_weights[name]) for name in true_weights)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -127,6 +131,16 @@ def test_a_finished_run_started_again_does_nothing(run_file, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")}
     finish(run_file, undisturbed)
     assert {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")} == before
+
+
+def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_shards):
+    weights, mean = load_pretrained(undisturbed), load_pretrained(undisturbed, ema=True)
+    assert not torch.equal(weights.model.norm_a.weight, mean.model.norm_a.weight)
+    assert torch.equal(mean.model.norm_a.weight, read_weights(undisturbed, ema=True)["norm_a.weight"])
+
+    evaluate(undisturbed, str(tiny_shards), ema=True)
+
+    assert json.loads((undisturbed / "retrieval.json").read_text())["ema"] is True
 
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed):

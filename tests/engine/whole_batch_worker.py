@@ -1,67 +1,56 @@
-"""Started on every rank by the deepspeed launcher: trains the small problem in all its variants."""
+"""Started on every rank by the deepspeed launcher: trains the small problem in all the cells that it is given."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint import full_weights
+from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.distributed import World, barrier, close_world, mean_over_ranks, open_world
 from cavmae_ds.engine import build_engine
-from cavmae_ds.losses import pretrain_losses
-from cavmae_ds.model.masking import draw_plans
-from cavmae_ds.pretrain import compared_rows
-from tests.engine.whole_batch import STEPS, clips, fresh_model, numbers, run_config
-
-VARIANTS = {
-    # name: (accumulation, contrastive weight, direction). Negatives span a micro-batch of all ranks, so the contrastive
-    # loss is that of the whole batch only without accumulation.
-    "mae": (1, 0.0, "v2a"),
-    "mae-accumulated": (2, 0.0, "v2a"),
-    "global-negatives": (1, 0.1, "v2a"),
-    "global-negatives-both": (1, 0.1, "both"),
-}
+from cavmae_ds.step import TrainingStep
+from tests.engine.compared import compare_everywhere
+from tests.engine.whole_batch import CLIPS, STEPS, Cell, clips, fresh_model
 
 
-def train(world: World, stage: int, accumulation: int, contrastive: float, direction: str) -> dict:
-    cfg = run_config(stage, world.size, accumulation, contrastive, direction)
-    engine = build_engine(cfg, numbers(cfg, world.size), fresh_model(cfg), world)
-    micro, losses = cfg.train.micro_batch, []
+def train(world: World, cell: Cell) -> dict[str, Any]:
+    """Losses [STEPS, 5] and gradient norms [STEPS], means over ranks, and the final parameters on the first rank."""
+    cfg = cell.config()
+    engine = build_engine(cfg, cell.numbers(), fresh_model(cfg), world)
+    front_end = FrontEnd(cfg.model, world.device)
+    training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
+    losses, norms = [], []
+    each = CLIPS // world.size // cell.accumulation
     for step in range(STEPS):
-        audio, images, index = clips(step)
-        terms = torch.zeros(5, dtype=torch.float64)
-        for part in range(accumulation):
-            first = (part * world.size + world.rank) * micro
-            rows = slice(first, first + micro)
-            plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, 0, index[rows])
-            output = engine(audio[rows], images[rows], plans, contrastive=contrastive > 0)
-            part_losses = pretrain_losses(output, compared_rows(output, cfg, world), cfg.loss, cfg.contrastive)
-            engine.backward(part_losses.total)
-            engine.step()
-            terms += torch.stack([term.detach().double() for term in part_losses]) / accumulation
-        losses.append(mean_over_ranks(terms).tolist())
+        firsts = [(part * world.size + world.rank) * each for part in range(cell.accumulation)]
+        done = training_step(ahead((clips(step, slice(first, first + each)) for first in firsts), front_end))
+        losses.append(mean_over_ranks(torch.stack(done.losses)))
+        norms.append(float(done.grad_norm))
     parameters = full_weights(engine, world)  # what a checkpoint would hold
     engine.destroy()
-    return {"losses": losses, "parameters": parameters}
+    return {"losses": torch.stack(losses), "norms": norms, "parameters": parameters}
 
 
 def main() -> None:
     world = open_world()
     folder = Path(sys.argv[-1])
-    for stage in (1, 2, 3):
-        for name, variant in VARIANTS.items():
-            if variant[0] * world.size <= 8:
-                result = train(world, stage, *variant)
-                if world.is_first:
-                    torch.save(result, folder / f"{name}-zero{stage}-ranks{world.size}.pt")
+    cells = [Cell(*values) for values in json.loads((folder / "cells.json").read_text())]
+    results: dict[str, Any] = {"compared": compare_everywhere(world)}
+    for cell in cells:
+        results[cell.name] = train(world, cell)
+    if world.is_first:
+        torch.save(results, folder / "results.pt")
     barrier()
     close_world()
-    # Twelve engines lived in this process, and gloo's threads now and then abort a process that tears down so many
+    # Many engines lived in this process, and gloo's threads now and then abort a process that tears down so many
     # ("terminate called without an active exception", after all is saved): leave without it.
     sys.stdout.flush()
     os._exit(0)

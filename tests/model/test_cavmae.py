@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
 from cavmae_ds.data.normalise import training_normalisation
-from cavmae_ds.losses import own_candidates, pretrain_losses
+from cavmae_ds.losses import contrast_within, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, count_parameters
 from cavmae_ds.model.masking import Plans, draw_plans
 from cavmae_ds.model.patches import audio_to_patches, patches_to_audio
@@ -123,7 +123,7 @@ def test_what_is_hidden_cannot_be_seen_and_what_is_visible_is():
 def test_any_size_of_whole_patches_trains(sizes):
     model, audio, images, plans = small(**sizes)
     output = model(audio, images, plans)
-    losses = pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig())
+    losses = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig())
     losses.total.backward()
     assert output.audio_prediction.shape == (*plans.audio.hidden.shape, model.audio_grid.values)
     assert output.image_prediction.shape == (*plans.image.hidden.shape, model.image_grid.values)
@@ -139,8 +139,8 @@ def test_exactly_the_parameters_called_unused_get_no_gradient(weights, trainable
     model, audio, images, plans = small(trainable_positions=trainable_positions)
     output = model(audio, images, plans, mae=mae, contrastive=contrastive)
     loss_cfg = LossConfig(mae_weight=weights[0], contrastive_weight=weights[1])
-    candidates = own_candidates(output) if contrastive else None
-    pretrain_losses(output, candidates, loss_cfg, ContrastiveConfig()).total.backward()
+    contrast = contrast_within(output, ContrastiveConfig()) if contrastive else None
+    pretrain_losses(output, contrast, loss_cfg).total.backward()
     idle = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert idle == model.unused_parameters(mae, contrastive) & trainable
@@ -164,7 +164,7 @@ def test_a_bf16_model_takes_fp32_inputs_and_its_losses_stay_close():
     for dtype in (torch.float32, torch.bfloat16):
         output = model.to(dtype)(audio, images, plans)
         assert output.audio_pooled.dtype == output.image_prediction.dtype == dtype
-        losses.append(pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig()))
+        losses.append(pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig()))
     exact, rounded = losses
     assert rounded.total.dtype == torch.float32
     assert rounded.mae_audio.item() == pytest.approx(exact.mae_audio.item(), rel=0.01)
@@ -194,5 +194,7 @@ def test_raw_bytes_and_log_mels_give_what_normalised_inputs_give():
     raw = model(audio * normal.audio_std[0] + normal.audio_mean[0], pixels, plans)
     for name in ("audio_pooled", "image_pooled", "audio_prediction", "image_prediction"):
         torch.testing.assert_close(getattr(raw, name), getattr(normalised, name), atol=2e-5, rtol=2e-5)
-    totals = [pretrain_losses(x, own_candidates(x), LossConfig(), ContrastiveConfig()).total for x in (normalised, raw)]
-    torch.testing.assert_close(*totals)
+    contrasts = [contrast_within(x, ContrastiveConfig()) for x in (normalised, raw)]
+    torch.testing.assert_close(
+        *(pretrain_losses(x, c, LossConfig()).total for x, c in zip((normalised, raw), contrasts, strict=True))
+    )

@@ -9,7 +9,7 @@ import torch
 from official import assert_summary, give_golden_weights, give_spec_weights, golden_cases, normals
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig, ModelConfig
-from cavmae_ds.losses import PretrainLosses, own_candidates, pretrain_losses
+from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput, count_parameters
 from cavmae_ds.model.masking import Plans, kept_patches, plan_from_noise, structured
 from cavmae_ds.model.patches import audio_grid, select
@@ -44,7 +44,7 @@ def golden(request):
         normalise_pixels=case["config"]["norm_pix_loss"],
     )
     direction = ContrastiveConfig(direction="both" if case["bidirectional"] else "v2a")
-    losses = pretrain_losses(output, own_candidates(output), weights, direction)
+    losses = pretrain_losses(output, contrast_within(output, direction), weights)
     losses.total.backward()
     with torch.no_grad():
         everything = model(audio, images, plans, all_patches=True)
@@ -152,7 +152,7 @@ def official_plans(mode: str) -> Plans:
 def run_with(base: CAVMAE, clips, mode: str, normalise: bool) -> tuple[PretrainOutput, PretrainLosses]:
     output = base(*clips, official_plans(mode))
     weights = LossConfig(normalise_pixels=normalise)
-    return output, pretrain_losses(output, own_candidates(output), weights, ContrastiveConfig())
+    return output, pretrain_losses(output, contrast_within(output, ContrastiveConfig()), weights)
 
 
 @pytest.mark.parametrize(

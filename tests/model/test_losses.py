@@ -8,8 +8,8 @@ from official import normals
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig
 from cavmae_ds.losses import (
+    contrast_within,
     contrastive_loss,
-    own_candidates,
     pretrain_losses,
     unit_rows,
 )
@@ -79,7 +79,7 @@ def test_gradients_are_the_finite_differences(direction):
         moved = PretrainOutput(*leaves, *output[4:])
         weights = LossConfig(contrastive_weight=0.5)
         contrastive = ContrastiveConfig(direction=direction, temperature=0.5)
-        return pretrain_losses(moved, own_candidates(moved), weights, contrastive).total
+        return pretrain_losses(moved, contrast_within(moved, contrastive), weights).total
 
     assert torch.autograd.gradcheck(total, output[:4])
 
@@ -87,8 +87,8 @@ def test_gradients_are_the_finite_differences(direction):
 def test_the_total_is_the_weighted_sum_and_the_parts_are_unweighted():
     output = make_output()
     weights = LossConfig(mae_weight=3.0, contrastive_weight=0.25)
-    losses = pretrain_losses(output, own_candidates(output), weights, ContrastiveConfig())
-    plain = pretrain_losses(output, own_candidates(output), LossConfig(), ContrastiveConfig())
+    losses = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), weights)
+    plain = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig())
     expected = 3 * (losses.mae_audio + losses.mae_image) + 0.25 * losses.contrastive
     torch.testing.assert_close(losses.total, expected)
     assert losses[1:] == plain[1:]
@@ -98,10 +98,10 @@ def test_a_loss_of_weight_zero_needs_no_output_and_counts_nothing():
     output = make_output()
     without_decoder = output._replace(audio_prediction=None, image_prediction=None)
     contrastive_only = LossConfig(mae_weight=0.0, contrastive_weight=1.0)
-    losses = pretrain_losses(without_decoder, own_candidates(output), contrastive_only, ContrastiveConfig())
+    losses = pretrain_losses(without_decoder, contrast_within(output, ContrastiveConfig()), contrastive_only)
     assert losses.total == losses.contrastive > 0 == losses.mae_audio == losses.mae_image
     without_pooled = output._replace(audio_pooled=None, image_pooled=None)
-    losses = pretrain_losses(without_pooled, None, LossConfig(contrastive_weight=0.0), ContrastiveConfig())
+    losses = pretrain_losses(without_pooled, None, LossConfig(contrastive_weight=0.0))
     assert losses.total == losses.mae_audio + losses.mae_image > 0 == losses.contrastive
 
 

@@ -1,0 +1,57 @@
+"""Bytes that one GPU receives from others in one optimizer step.
+
+The ZeRO paper (section 7) counts two model sizes for stages 1 and 2, three for stage 3. DeepSpeed 0.19.8 reduces the
+gradients of stages 1 and 2 by an all-reduce, twice a reduce-scatter (use_multi_rank_bucket_allreduce, its default), and
+those of stages 2 and 3 after every micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cavmae_ds.config import RunConfig
+from cavmae_ds.config.engine_fragment import zero_stage
+from cavmae_ds.plan.contrast import comparison, contrast_traffic
+from cavmae_ds.plan.modes import Modes
+from cavmae_ds.plan.states import Parameters, bytes_per_value, zero_section
+
+REUSE_DISTANCE = 1_000_000_000
+"""DeepSpeed's default zero_optimization.stage3_max_reuse_distance: parameters used again so soon stay gathered."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes received by one GPU in an optimizer step."""
+
+    gradients: int
+    weights: int
+    contrastive: int
+
+    @property
+    def zero(self) -> int:
+        return self.gradients + self.weights
+
+
+def traffic(
+    cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, modes: Modes, ranks: int, micro_batch: int
+) -> Traffic:
+    """What a step of the run makes one GPU receive; all zero on one GPU."""
+    if ranks == 1:
+        return Traffic(0, 0, 0)
+    stage, value = zero_stage(fragment), bytes_per_value(cfg.train.precision)
+    micro_batches = cfg.train.global_batch // (ranks * micro_batch)
+    others = (ranks - 1) / ranks
+    reductions = micro_batches if stage >= 2 else 1
+    gradients = (1 if stage == 3 else 2) * reductions * value * parameters.trainable * others
+    if stage == 0:
+        weights = 0.0
+    elif stage == 3:
+        # Gathered for every forward, and anew for its backward unless the model is small enough to stay in between.
+        reuse = zero_section(fragment).get("stage3_max_reuse_distance", REUSE_DISTANCE)
+        gathers = 1 if 2 * parameters.total <= reuse else 2
+        weights = (gathers + modes.two_pass) * micro_batches * value * parameters.total * others
+    else:
+        weights = value * parameters.trainable * others
+    contrastive = contrast_traffic(cfg, comparison(cfg, modes, ranks, micro_batch))
+    return Traffic(int(gradients), int(weights), contrastive)

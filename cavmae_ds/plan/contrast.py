@@ -1,0 +1,92 @@
+"""Who is compared with whom in a step, and what that takes: bytes on a GPU, bytes received, FLOPs (spec/scale.md 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cavmae_ds.config import RunConfig
+from cavmae_ds.plan.modes import Modes
+from cavmae_ds.plan.states import FP32
+
+TILE_ROWS, TILE_COLUMNS = 2048, 4096
+"""Largest tile of logits that exists at once (kernels/contrastive_tiles.py)."""
+TILES = 3
+"""Tiles alive together in backward: products, slope and its temporary on a CPU; the kernels make do with two."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One rank's part of one contrastive loss."""
+
+    rows: int
+    """Clips of this rank."""
+    candidates: int
+    """Clips that each of them is compared with, its own partner among them."""
+    per_step: int
+    """How often this happens in an optimizer step."""
+
+    @property
+    def crosses_ranks(self) -> bool:
+        return self.candidates > self.rows
+
+
+def comparison(cfg: RunConfig, modes: Modes, ranks: int, micro_batch: int) -> Comparison | None:
+    """None when the run has no contrastive loss. Two passes see the whole step at once, else each micro-batch."""
+    if not cfg.loss.contrastive_weight:
+        return None
+    own = cfg.train.global_batch // ranks
+    rows, times = (own, 1) if modes.two_pass else (micro_batch, own // micro_batch)
+    if cfg.contrastive.negatives == "rank":
+        return Comparison(rows, rows, times)
+    if cfg.contrastive.chunks:
+        part = cfg.train.global_batch // cfg.contrastive.chunks
+        return Comparison(rows, max(part, 1), times)
+    return Comparison(rows, rows * ranks, times)
+
+
+def contrast_bytes(cfg: RunConfig, compared: Comparison | None) -> int:
+    """Bytes on one GPU while a loss and its gradient are computed; nothing grows with rows x candidates.
+
+    Own rows of both modalities with their gradients; the candidates on the wire's dtype and their fp32 gradients
+    (exchange gather), or two blocks of each that travel (ring); a tile of logits; statistics.
+    """
+    if compared is None:
+        return 0
+    width, rows, candidates = cfg.model.embed_dim, compared.rows, compared.candidates
+    own = 2 * 2 * rows * width * FP32
+    tile = TILES * min(rows, TILE_ROWS) * min(candidates, TILE_COLUMNS) * FP32
+    statistics = 4 * (rows + (candidates if cfg.contrastive.direction == "both" else 0)) * FP32
+    elsewhere = 0
+    if compared.crosses_ranks:
+        held = 2 * rows if cfg.contrastive.exchange == "ring" else candidates
+        elsewhere = held * width * (_wire(cfg) + FP32)
+    return own + tile + statistics + elsewhere
+
+
+def contrast_traffic(cfg: RunConfig, compared: Comparison | None) -> int:
+    """Bytes that one GPU receives in an optimizer step: the other ranks' sounds once, their fp32 gradients once.
+
+    A ring moves the sounds a second time, for its way back computes the logits anew, and takes each gradient one hop
+    more, home. Images stay where they are; direction both costs two numbers a sound, summed over ranks.
+    """
+    if compared is None or not compared.crosses_ranks:
+        return 0
+    ring, width = cfg.contrastive.exchange == "ring", cfg.model.embed_dim
+    others = compared.candidates - compared.rows
+    rows = others * width * (2 if ring else 1) * _wire(cfg)
+    gradients = (compared.candidates if ring else others) * width * FP32
+    statistics = 2 * 2 * others * FP32 if cfg.contrastive.direction == "both" else 0
+    return compared.per_step * (rows + gradients + statistics)
+
+
+def contrast_flops(cfg: RunConfig, compared: Comparison | None) -> int:
+    """FLOPs of one rank in an optimizer step: logits, logits again, gradients of both sides: 8 N D a clip.
+
+    Both directions share them.
+    """
+    return compared.per_step * 8 * compared.rows * compared.candidates * cfg.model.embed_dim if compared else 0
+
+
+def _wire(cfg: RunConfig) -> int:
+    """Bytes of a value that travels."""
+    return 2 if cfg.contrastive.gather_dtype == "bf16" else FP32

@@ -1,0 +1,26 @@
+"""The switches of a run that trade memory, time and negatives for each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cavmae_ds.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What a plan varies; names as in the run file."""
+
+    decoder_chunk: int
+    """Clips whose decoder runs at once; 0 is the whole micro-batch."""
+    checkpoint_towers: bool
+    two_pass: bool
+
+
+def modes_of(cfg: RunConfig) -> Modes:
+    """The switches as the run file sets them."""
+    return Modes(
+        decoder_chunk=cfg.model.decoder_chunk,
+        checkpoint_towers=cfg.model.checkpoint_towers,
+        two_pass=cfg.contrastive.two_pass,
+    )

@@ -1,0 +1,109 @@
+"""`cavmae plan` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cavmae_ds import cli
+from tests.launcher import CHECKOUT
+
+RECIPES = sorted((CHECKOUT / "launch" / "recipes").glob("*.yaml"))
+BASE = str(CHECKOUT / "launch" / "recipes" / "base.yaml")
+
+
+def run(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["cavmae", "plan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    return capsys.readouterr().out
+
+
+def refusal(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["cavmae", "plan", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith("cavmae: error: ") and said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_can_be_planned(recipe, monkeypatch, capsys):
+    plan = json.loads(run(monkeypatch, capsys, str(recipe), "--clips", "1772023", "--gpus", "2", "--json"))
+    assert plan["configured"]["fits"] and plan["recommended"]["fits"]
+
+
+def test_the_document_keeps_its_keys(monkeypatch, capsys):
+    plan = json.loads(run(monkeypatch, capsys, BASE, "--clips", "100000", "--gpus", "4", "--json"))
+    assert plan["version"] == 1 and plan["prediction"] is True
+    assert set(plan) == {
+        "version", "prediction", "gpu", "gpus", "gpus_per_node", "mfu", "usable_bytes", "parameters",
+        "trainable_parameters", "flops_per_clip", "global_batch", "precision", "steps", "configured", "alternatives",
+        "recommended", "weak_scaling", "assumptions",
+    }  # fmt: skip
+    assert set(plan["configured"]) == {
+        "name", "ds_config", "zero_stage", "micro_batch", "decoder_chunk", "checkpoint_towers", "two_pass", "overrides",
+        "fits", "largest_micro_batch", "compared_with", "extra_flops", "bytes", "received_bytes_per_step",
+        "seconds_per_step", "clips_per_second", "days",
+    }  # fmt: skip
+    assert set(plan["configured"]["bytes"]) == {
+        "states_weights", "states_gathered", "states_gradients", "states_optimizer", "states_average", "states_buckets",
+        "activations_inputs", "activations_towers", "activations_shared", "activations_decoder",
+        "activations_chunk_sums", "activations_workspace", "states", "activations", "contrastive", "total", "host",
+    }  # fmt: skip
+    sizes = plan["configured"]["bytes"]
+    assert sizes["total"] == sizes["states"] + sizes["activations"] + sizes["contrastive"]
+
+
+def test_the_tables_say_that_they_predict_and_what_to_type(monkeypatch, capsys):
+    said = run(monkeypatch, capsys, BASE, "train.global_batch=16384", "--clips", "1772023", "--gpus", "1")
+    assert said.count("predicted") >= 4 and "nothing measured on these GPUs" in said
+    assert "contrastive.two_pass=true" in said and "every clip meets 16,384 of its step" in said
+
+
+def test_what_is_recommended_can_be_typed_back(monkeypatch, capsys):
+    asked = BASE, "train.global_batch=16384", "--clips", "1772023", "--gpus", "8", "--json"
+    recommended = json.loads(run(monkeypatch, capsys, *asked))["recommended"]
+    again = json.loads(run(monkeypatch, capsys, *asked, *recommended["overrides"]))
+    assert again["configured"]["bytes"] == recommended["bytes"]
+    assert again["configured"]["compared_with"] == 16_384
+
+
+def test_the_average_of_the_weights_and_lions_single_moment_are_counted(monkeypatch, capsys):
+    asked = BASE, "--clips", "100000", "--gpus", "1", "--json"
+    plain, averaged, lion = (
+        json.loads(run(monkeypatch, capsys, *asked, *more))
+        for more in ([], ["train.ema_clips=100000"], ["optim.name=lion"])
+    )
+    fp32 = 4 * plain["trainable_parameters"]
+    assert averaged["configured"]["bytes"]["states_average"] == fp32
+    assert plain["configured"]["bytes"]["states_optimizer"] == 3 * fp32
+    assert lion["configured"]["bytes"]["states_optimizer"] == 2 * fp32
+
+
+REFUSALS = {
+    "unknown GPU": (["--gpu", "b200"], ["--gpu", "'b200'", "h200, h100, a100-80, l40s, custom"]),
+    "custom GPU half described": (["--gpu", "custom", "--tflops", "100"], ["--memory-gib", "--link-gbs"]),
+    "batch not divisible": (["--gpus", "7"], ["train.global_batch", "32 x 7 = 224", "224 or 448 would fit"]),
+    "data set of unknown size": (["--clips", "0"], ["--clips", "data.train"]),
+    "too little memory, other switches help": (
+        ["model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "9"],
+        ["train.micro_batch=1", "fits with ds_config=", "model.decoder_chunk="],
+    ),
+    "too little memory, nothing helps": (
+        ["model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "1"],
+        ["no switch changes that", "take GPUs with more memory"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_impossible_is_refused_with_what_would_be_possible(case, monkeypatch, capsys):
+    arguments, expected = REFUSALS[case]
+    said = refusal(monkeypatch, capsys, BASE, "--clips", "1772023", *arguments)
+    assert all(part in said for part in expected), said
