@@ -129,7 +129,7 @@ def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     model = {f"model.{key}": value for key, value in sizes.items()}
     train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
     ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
-    return model | train | ema | {"clips in data.train": numbers.clips}
+    return model | train | ema | {"optim.name": cfg.optim.name, "clips in data.train": numbers.clips}
 
 
 def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:
