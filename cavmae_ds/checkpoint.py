@@ -129,9 +129,10 @@ def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     model = {f"model.{key}": value for key, value in sizes.items()}
     train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
     ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
+    optim = {"optim.name": cfg.optim.name}
     data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
     counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
-    return model | train | ema | data | counts
+    return model | train | ema | optim | data | counts
 
 
 def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:

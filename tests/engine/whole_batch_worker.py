@@ -15,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cavmae_ds.checkpoint import full_weights
 from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.distributed import World, barrier, close_world, mean_over_ranks, open_world
-from cavmae_ds.engine import build_engine
+from cavmae_ds.engine import build_engine, build_model
 from cavmae_ds.step import TrainingStep
 from tests.engine.compared import compare_everywhere
-from tests.engine.whole_batch import CLIPS, STEPS, Cell, clips, fresh_model
+from tests.engine.whole_batch import CLIPS, STEPS, Cell, clips
 
 
 def train(world: World, cell: Cell) -> dict[str, Any]:
     """Losses [STEPS, 5] and gradient norms [STEPS], means over ranks, and the final parameters on the first rank."""
     cfg = cell.config()
-    engine = build_engine(cfg, cell.numbers(), fresh_model(cfg), world)
+    engine = build_engine(cfg, cell.numbers(), build_model(cfg, cell.numbers(), world), world)
     front_end = FrontEnd(cfg.model, world.device)
     training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
     losses, norms = [], []
