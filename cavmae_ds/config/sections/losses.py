@@ -1,0 +1,64 @@
+"""What is minimised."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cavmae_ds.config.sections.base import Section, Weight
+
+
+class LossConfig(Section):
+    """total = mae_weight * (mae_audio + mae_image) + contrastive_weight * contrastive (spec/cav-mae.md 1.8)."""
+
+    mae_weight: Weight = 1.0
+    """Weight of the reconstruction; 0 skips the decoder."""
+    contrastive_weight: Weight = 0.01
+    """Weight of the contrastive loss; 0 skips its two passes."""
+    normalise_pixels: bool = True
+    """Reconstruct patches normalised by their own mean and variance (norm_pix_loss)."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossConfig:
+        if self.mae_weight == 0 and self.contrastive_weight == 0:
+            raise ValueError("mae_weight and contrastive_weight are both 0: nothing to learn; raise one of them")
+        return self
+
+
+class ContrastiveConfig(Section):
+    """Who is compared with whom."""
+
+    negatives: str = "global"
+    """Clips of every rank (global), of this rank alone (rank), or chunk=n: of the same one of n equal parts of the
+    global batch, as on n GPUs of the official program."""
+    direction: Literal["v2a", "both"] = "v2a"
+    """Each image against all sounds (official), or the mean of both directions."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Divides the cosine; fixed, not learned."""
+    two_pass: bool = False
+    """Compare all clips of a step, not of a micro-batch: features first, then forward again (+13 % FLOPs)."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How ranks see each other's sounds: all at once, or one rank's at a time in the memory of one."""
+    gather_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What sounds are compared in, and sent in: bf16 halves the bytes and speeds up the products; sums are fp32."""
+
+    @model_validator(mode="after")
+    def _known_negatives(self) -> ContrastiveConfig:
+        if self.negatives not in ("global", "rank") and self.chunks is None:
+            raise ValueError(
+                "negatives must be global, rank or chunk=n (n equal parts of the global batch, for example chunk=4), "
+                f"got {self.negatives!r}"
+            )
+        if self.exchange == "ring" and self.negatives != "global":
+            raise ValueError(
+                f"exchange ring is for negatives global, got negatives {self.negatives!r}; choose exchange gather"
+            )
+        return self
+
+    @property
+    def chunks(self) -> int | None:
+        """The n of chunk=n, else None."""
+        found = re.fullmatch(r"chunk=([1-9]\d*)", self.negatives)
+        return int(found[1]) if found else None
