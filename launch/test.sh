@@ -5,6 +5,7 @@ cd "$CHECKOUT"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# Two files at a time: most of a launch is importing, on one core.
+python -m pytest --numprocesses 2 --dist loadfile "$@"
 # Kernels on the CPU (skipped above, with a reason), and the official model's recorded outcomes through them.
-TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted tests/model/test_cavmae_golden.py
+TRITON_INTERPRET=1 python -m pytest --numprocesses 2 tests/kernels/interpreted tests/model/test_cavmae_golden.py
