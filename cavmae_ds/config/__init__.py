@@ -1,18 +1,10 @@
 """Run configuration: sections, loading, and the numbers that follow from them."""
 
-from cavmae_ds.config.sections import (
-    CheckpointConfig,
-    ContrastiveConfig,
-    DataConfig,
-    LossConfig,
-    MaskConfig,
-    ModelConfig,
-    MonitorConfig,
-    OptimConfig,
-    RunConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from cavmae_ds.config.sections.data import DataConfig, SourceConfig
+from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
+from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
+from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "CheckpointConfig",

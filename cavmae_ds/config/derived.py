@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
-from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.order import steps_per_epoch
 from cavmae_ds.data.shards import check_shards
 from cavmae_ds.data.sources import training_sources

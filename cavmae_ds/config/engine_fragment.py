@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError
 
 RUN_OWNS = {

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from cavmae_ds.config.load import load_config, to_yaml, validate_config
 from cavmae_ds.config.presets import PRESETS
-from cavmae_ds.config.sections import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.model.cavmae import count_parameters
 from tests.launcher import CHECKOUT, PRETRAIN, environment
 
