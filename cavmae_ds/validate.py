@@ -18,7 +18,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.data.clips import collate
 from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.data.sources import held_out
-from cavmae_ds.data.stream import EvaluationClips, micro_batches
+from cavmae_ds.data.stream import EvaluationClips, check_temporary_folder, micro_batches
 from cavmae_ds.distributed import World, sum_over_ranks
 from cavmae_ds.errors import DataError
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
@@ -32,6 +32,7 @@ class Validation:
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
         self._cfg, self._world, self._engine, self._front_end = cfg, world, engine, front_end
         data = cfg.data
+        check_temporary_folder(data.workers)
         training = [source.remote for source in data.all_sources] if data.validation_share else []
         self._clips = EvaluationClips([*training, *filter(None, [data.validation])], data.cache, data)
         of_training = int(self._clips.clips_by_address[: len(training)].sum())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -18,9 +22,17 @@ def environment(scratch: Path) -> dict[str, str]:
     return os.environ | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(scratch),
+        "TMPDIR": _short_name(scratch),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+
+
+@cache
+def _short_name(scratch: Path) -> str:
+    """A temporary folder for this scratch alone: pytest's own names are too long for the sockets of loader workers."""
+    folder = tempfile.mkdtemp(prefix="ranks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def command(ranks: int, script: Path, *arguments: str) -> list[str]:

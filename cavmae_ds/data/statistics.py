@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.spectrogram import MEL_BINS, LogMel, frames_of
+from cavmae_ds.data.stream import check_temporary_folder
 from cavmae_ds.errors import DataError
 
 STATISTICS = "stats.json"
@@ -86,6 +87,7 @@ def clip_sums(
     Sounds are read by `workers` other processes (0: by this one); log-mels are computed in batches on `device`.
     Raises DataError naming a damaged clip or shard: statistics of a part would be mistaken for those of the whole.
     """
+    check_temporary_folder(workers)
     log_mel = LogMel(device)
     loader = DataLoader(_Sounds(records, places), batch_size=None, num_workers=workers)
     parts = []

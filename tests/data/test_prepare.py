@@ -318,7 +318,13 @@ def test_an_interrupted_command_ends_at_once_and_leaves_no_process(tmp_path, six
     folder.mkdir()
     os.mkfifo(folder / "hangs.mp4")
     command = [CAVMAE, "prepare", folder, "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
 
     with reader_kept_waiting(folder / "hangs.mp4"):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does

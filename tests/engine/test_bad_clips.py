@@ -12,6 +12,8 @@ from cavmae_ds.evaluate.curves import read_curves
 from tests.data.small_shards import small_shards
 from tests.launcher import PRETRAIN, launch
 
+pytestmark = pytest.mark.slow
+
 RUN = """\
 run_dir: {folder}/run
 ds_config: ds_configs/zero1.json

@@ -12,6 +12,8 @@ from tests.engine.optim_problem import train_plainly
 from tests.engine.optim_worker import AVERAGED, TRAINED
 from tests.launcher import launch
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("optim_worker.py")
 
 

@@ -18,6 +18,8 @@ from tests.engine.matrix import SWITCHES, every_cell, few_cells, special_cells
 from tests.engine.whole_batch import Cell, fresh_model, train_on_one_process
 from tests.launcher import launch
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("whole_batch_worker.py")
 RANKS = (1, 2, 4)
 

@@ -18,6 +18,8 @@ from cavmae_ds.evaluate.commands import evaluate
 from cavmae_ds.evaluate.pretrained import load_pretrained
 from tests.launcher import CHECKOUT, PRETRAIN, command, environment, launch
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 RUN = """\
 ds_config: ds_configs/zero2.json

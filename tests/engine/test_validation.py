@@ -13,6 +13,8 @@ from cavmae_ds.evaluate.curves import read_curves
 from tests.data.small_shards import small_shards
 from tests.launcher import PRETRAIN, launch
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("validation_worker.py")
 RUN = """\
 run_dir: {folder}/run
