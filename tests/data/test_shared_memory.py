@@ -22,7 +22,8 @@ def start(shards: Path, scratch: Path) -> subprocess.Popen:
 
 
 def names(number: str, scratch: Path) -> set[str]:
-    return {path.name for folder in (FOLDER, scratch) for path in folder.glob(f"{number}_*")}
+    temporary = Path(environment(scratch)["TMPDIR"])
+    return {path.name for folder in (FOLDER, temporary) for path in folder.glob(f"{number}_*")}
 
 
 def test_leftovers_of_a_killed_run_go_and_a_living_run_keeps_its_names(tiny_shards, tmp_path):
