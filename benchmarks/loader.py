@@ -66,9 +66,9 @@ def stages(shards: Path, flac: Path, rounds: int) -> Iterator[Row]:
     """Reading, decoding, collating: each alone, from the page cache."""
     from streaming import StreamingDataset
 
+    from cavmae_ds.data.clips import collate, decode_clip
     from cavmae_ds.data.schema import audio_of, frame_jpeg, frame_of
     from cavmae_ds.data.shard_file import read_clip
-    from cavmae_ds.data.stream import collate, decode_clip
 
     whole, whole_flac = (StreamingDataset(local=str(folder), batch_size=1) for folder in (shards, flac))
     places = range(min(4 * BATCH, whole.num_samples))

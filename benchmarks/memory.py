@@ -130,7 +130,7 @@ def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass
 
 def _clips(cfg: Any, first: int, count: int) -> Any:
     """Noise in the sizes that a loader hands over, the same for the same clips."""
-    from cavmae_ds.data.stream import Batch
+    from cavmae_ds.data.clips import Batch
 
     draw = torch.Generator().manual_seed(first)
     samples = 160 * cfg.audio_frames + 240

@@ -1,13 +1,16 @@
-"""What commands share at the terminal: consoles, a progress bar, the number of processes."""
+"""What commands share at the terminal: consoles, a progress bar, the number of processes, files of lines."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cavmae_ds.errors import ConfigError
 
 out_console = Console()
 err_console = Console(stderr=True)
@@ -27,6 +30,15 @@ Workers = Annotated[
         help="Processes that work at the same time.",
     ),
 ]
+
+
+def read_lines(option: str, path: Path) -> list[str]:
+    """The lines of a text file that an option names, but for blank ones. Raises ConfigError naming the option."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 @contextmanager

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from cavmae_ds.config import RunConfig
-from cavmae_ds.data.clips import collate
 from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.data.sources import held_out
-from cavmae_ds.data.stream import EvaluationClips, check_temporary_folder, micro_batches
+from cavmae_ds.data.stream import EvaluationClips, clip_loader, micro_batches
 from cavmae_ds.distributed import World, sum_over_ranks
 from cavmae_ds.errors import DataError
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
@@ -32,7 +30,6 @@ class Validation:
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
         self._cfg, self._world, self._engine, self._front_end = cfg, world, engine, front_end
         data = cfg.data
-        check_temporary_folder(data.workers)
         training = [source.remote for source in data.all_sources] if data.validation_share else []
         self._clips = EvaluationClips([*training, *filter(None, [data.validation])], data.cache, data)
         of_training = int(self._clips.clips_by_address[: len(training)].sum())
@@ -66,14 +63,7 @@ class Validation:
         return PretrainLosses(*(sums[:-1] / sums[-1]))
 
     def _batches(self) -> Iterator[Any]:
-        loader = DataLoader(
-            self._clips,
-            batch_sampler=self._own_groups(),
-            num_workers=self._cfg.data.workers,
-            collate_fn=collate,
-            pin_memory=self._world.device.type == "cuda",
-            timeout=self._cfg.data.timeout_seconds if self._cfg.data.workers else 0,
-        )
+        loader = clip_loader(self._clips, self._cfg.data, self._world.device, batch_sampler=self._own_groups())
         return ahead(micro_batches(loader), self._front_end)
 
     def _own_groups(self) -> list[list[int]]:

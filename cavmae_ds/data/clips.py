@@ -44,18 +44,23 @@ def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame
     return Clip(clip_index, epoch, audio_of(sample), frame_of(sample, frame), labels_of(sample), bad)
 
 
+def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
+    """Sounds as int16 [B, N], zeros after each one's end, and their lengths int64 [B]."""
+    audio = np.zeros((len(sounds), max(map(len, sounds))), np.int16)
+    for row, sound in zip(audio, sounds, strict=True):
+        row[: len(sound)] = sound
+    return torch.from_numpy(audio), torch.tensor([len(sound) for sound in sounds])
+
+
 def collate(clips: Sequence[Clip]) -> Batch:
     """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, H, W, 3]."""
-    longest = max(len(clip.audio) for clip in clips)
-    audio = np.zeros((len(clips), longest), dtype=np.int16)
-    for row, clip in zip(audio, clips, strict=True):
-        row[: len(clip.audio)] = clip.audio
+    audio, n_samples = padded([clip.audio for clip in clips])
     images = np.stack([clip.image for clip in clips])  # [B, H, W, 3]
     return Batch(
         clip_index=torch.tensor([clip.clip_index for clip in clips]),
         epoch=torch.tensor([clip.epoch for clip in clips]),
-        audio=torch.from_numpy(audio),
-        n_samples=torch.tensor([len(clip.audio) for clip in clips]),
+        audio=audio,
+        n_samples=n_samples,
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
         labels=[clip.labels.tolist() for clip in clips],
         bad=[clip.bad for clip in clips if clip.bad],

@@ -10,8 +10,7 @@ import typer
 from rich.table import Table
 
 from cavmae_ds.data.rejects import RejectCode
-from cavmae_ds.errors import ConfigError
-from cavmae_ds.terminal import Workers, out_console, progress_bar
+from cavmae_ds.terminal import Workers, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
     from cavmae_ds.data.building import PartsMissing
@@ -109,7 +108,7 @@ def prepare(
         frame_rule=frame_rule.value,
         audio_codec=audio_codec.value,
         time_limit_s=time_limit,
-        classes=_class_names(classes) if classes else None,
+        classes=tuple(line.strip() for line in read_lines("--classes", classes)) if classes else None,
     )
     share = Share.parse(shard)
     with progress_bar("preparing") as progress:
@@ -181,11 +180,3 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
             err=True,
         )
         raise typer.Exit(EXIT_UNPUBLISHED)
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {path} cannot be read: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.spectrogram import LogMel
-from cavmae_ds.data.stream import Batch
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ from cavmae_ds.data.inputs import VideoInput
 from cavmae_ds.data.pictures import encode_frame, official_numbers, pick_frames
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, ClipFlag, ClipRecord
-from cavmae_ds.data.settings import MIN_COMMON_SECONDS, PrepareSettings
+from cavmae_ds.data.settings import MIN_COMMON_SECONDS, MIN_SHARE_OF_DECLARED, SHORT_BELOW_SHARE, PrepareSettings
 from cavmae_ds.data.sound import read_sound
 from cavmae_ds.data.tracks import (
     TIME_TOLERANCE_S,
@@ -26,9 +26,7 @@ from cavmae_ds.data.tracks import (
     read_packets_from,
 )
 
-MIN_SHARE_OF_DECLARED = 0.9
 MAX_BAD_SHARE = 0.1
-SHORT_BELOW_SHARE = 0.95
 
 
 def split_video(item: VideoInput, settings: PrepareSettings) -> list[VideoInput]:
@@ -105,7 +103,7 @@ def _read(item: VideoInput, settings: PrepareSettings, *, jump: bool) -> ClipRec
         frames=tuple(encode_frame(frame, settings.frame_size, settings.jpeg_quality) for _, frame in frames),
         frame_times=times_s,
         labels=np.array(item.labels, np.int32),
-        flags=ClipFlag(sum(flag for flag, applies in unusual.items() if applies)),
+        flags=ClipFlag.those(unusual),
     )
 
 

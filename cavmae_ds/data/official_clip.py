@@ -17,14 +17,12 @@ from cavmae_ds.data.inputs import Input
 from cavmae_ds.data.pictures import encode_picture
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, ClipFlag, ClipRecord, decode_frame
-from cavmae_ds.data.settings import BuildSettings
+from cavmae_ds.data.settings import MIN_SHARE_OF_DECLARED, SHORT_BELOW_SHARE, BuildSettings
 from cavmae_ds.data.sound import RESAMPLER_TAIL_S, resampled
 from cavmae_ds.errors import DataError
 
 MIN_SAMPLES = 400  # one window of the log-mel
-MIN_SHARE_OF_DECLARED = 0.9
 MAX_BAD_FRAMES = 1  # of FRAMES_PER_CLIP
-SHORT_BELOW_SHARE = 0.95
 STREAMED_BYTES = 2**31 - 2**16  # a WAV header that claims as much was written before the length was known
 
 # What libsndfile notes when a WAV file ends before its header says, and then reads on as if it were whole.
@@ -64,7 +62,7 @@ def read_official(item: OfficialInput, settings: BuildSettings) -> ClipRecord:
         frames=frames,
         frame_times=tuple(round(k * seconds / FRAMES_PER_CLIP, 6) for k in range(FRAMES_PER_CLIP)),
         labels=np.array(item.labels, np.int32),
-        flags=ClipFlag(sum(flag for flag, applies in unusual.items() if applies)),
+        flags=ClipFlag.those(unusual),
     )
 
 

@@ -9,7 +9,7 @@ import typer
 
 from cavmae_ds.data.commands import AudioCodec, AudioCodecOption, MaxBad, Shard, conclude
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.terminal import Workers, err_console, out_console, progress_bar
+from cavmae_ds.terminal import Workers, err_console, out_console, progress_bar, read_lines
 
 
 def import_official(
@@ -99,11 +99,7 @@ def _root(text: str) -> tuple[str, Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--ids {path} cannot be read: {error}") from error
-    wanted = sorted({line for line in lines if line.strip()})
+    wanted = sorted(set(read_lines("--ids", path)))
     if not wanted:
         raise ConfigError(f"--ids {path} names no clip")
     return wanted

@@ -6,6 +6,7 @@ of the parts, so several machines may publish the same data set, one after anoth
 
 import csv
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -68,6 +69,7 @@ def publish(
     `folder` is scratch space. Calling it again writes the same bytes.
     """
     clips, seconds = 0, 0.0
+    given = array("d")  # weights, where they were given for balanced sampling: 8 bytes a clip
     rejected: Counter[str] = Counter()
     with (folder / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -79,6 +81,8 @@ def publish(
             else:
                 clips += 1
                 seconds += outcome.seconds
+                if outcome.weight is not None:
+                    given.append(outcome.weight)
     shards = _shards(store, parts)
     report = PrepareReport(
         inputs=inputs,
@@ -93,7 +97,7 @@ def publish(
     store.put_bytes("report.json", to_json(report.model_dump(mode="json")))
     store.put_file("rejected.csv", folder / "rejected.csv")
     if report.published:
-        _write_weights(store, parts, facts)
+        _write_weights(store, parts, facts, given if len(given) == clips else None)
         store.put_bytes("index.json", json.dumps({"version": 2, "shards": shards}).encode())
     return report
 
@@ -118,13 +122,11 @@ def _shards(store: Store, parts: Sequence[str]) -> list[dict[str, Any]]:
     return shards
 
 
-def _write_weights(store: Store, parts: Sequence[str], facts: DataSetFacts) -> None:
+def _write_weights(store: Store, parts: Sequence[str], facts: DataSetFacts, given: Sequence[float] | None) -> None:
     if not facts.classes:
         return
-    given = [outcome.weight for outcome in _outcomes(store, parts) if not outcome.code]
     labels = (outcome.labels for outcome in _outcomes(store, parts) if not outcome.code)
-    weights = [weight for weight in given if weight is not None]
-    write_sample_weights(store, labels, facts.classes, facts.class_ids, weights if len(weights) == len(given) else None)
+    write_sample_weights(store, labels, facts.classes, facts.class_ids, given)
 
 
 def to_json(value: Any) -> bytes:

@@ -53,6 +53,11 @@ class ClipFlag(IntFlag):
     SOME_CORRUPT_FRAMES = 32  # some packets did not decode; none of those frames was chosen
     VARIABLE_RATE = 64  # frames are not equally spaced in time
 
+    @classmethod
+    def those(cls, applies: Mapping["ClipFlag", bool]) -> "ClipFlag":
+        """The flags that apply, as one value."""
+        return cls(sum(flag for flag, does in applies.items() if does))
+
 
 @dataclass(frozen=True)
 class ClipRecord:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cavmae_ds.data.schema import CLIP_SECONDS, AudioCodec
 
 MIN_COMMON_SECONDS = 1.0  # sound and picture must be there together for so long
+MIN_SHARE_OF_DECLARED = 0.9  # of the length that a file claims; with less it was cut short
+SHORT_BELOW_SHARE = 0.95  # of the clip length: see ClipFlag.SHORT
 
 
 class ClipSettings(BaseModel):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cavmae_ds.data.clips import padded
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.spectrogram import MEL_BINS, LogMel, frames_of
@@ -122,10 +123,7 @@ class _Sounds(Dataset):
             sounds = [audio_of(sample) for sample in self._records.read(places)]
         except DataError as error:
             return error  # raised here, torch would wrap it in the worker's traceback
-        waveform = np.zeros((len(sounds), max(map(len, sounds))), np.int16)
-        for row, sound in zip(waveform, sounds, strict=True):
-            row[: len(sound)] = sound
-        return torch.from_numpy(waveform), torch.tensor([len(sound) for sound in sounds])
+        return padded(sounds)
 
 
 def _mean_std(

@@ -17,11 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.clip_random import frame_choice
 from cavmae_ds.config import DataConfig
-from cavmae_ds.data.clips import MIDDLE_FRAME as MIDDLE_FRAME
-from cavmae_ds.data.clips import Batch as Batch
-from cavmae_ds.data.clips import Clip as Clip
-from cavmae_ds.data.clips import collate as collate
-from cavmae_ds.data.clips import decode_clip as decode_clip
+from cavmae_ds.data.clips import MIDDLE_FRAME, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
@@ -194,19 +190,24 @@ def check_temporary_folder(workers: int) -> None:
 
 
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:
-    """Micro-batches of `clips`; pinned memory where the device is a GPU; a silent worker ends in an error.
+    """Micro-batches of `clips`; see clip_loader."""
+    return clip_loader(clips, cfg, device, batch_size=clips.batch_size)
+
+
+def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batching: Any) -> DataLoader:
+    """Batches of `clips`; pinned memory where the device is a GPU; a silent worker ends in an error.
 
     Raises ConfigError as check_temporary_folder does.
     """
     check_temporary_folder(cfg.workers)
     return DataLoader(
         clips,
-        batch_size=clips.batch_size,
         num_workers=cfg.workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         timeout=cfg.timeout_seconds if cfg.workers else 0,
         prefetch_factor=2 if cfg.workers else None,
+        **batching,
     )
 
 

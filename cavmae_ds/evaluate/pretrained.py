@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from cavmae_ds.checkpoint import read_weights
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import load_config
+from cavmae_ds.data.clips import Batch, collate
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.shards import check_shards
-from cavmae_ds.data.stream import Batch, EvaluationClips, collate
+from cavmae_ds.data.stream import EvaluationClips
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 

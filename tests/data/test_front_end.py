@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.front_end import FrontEnd, ahead, one_ahead
-from cavmae_ds.data.stream import Batch
 from cavmae_ds.errors import DataError
 
 MODEL = ModelConfig(embed_dim=32, num_heads=4, image_size=64, audio_frames=64)

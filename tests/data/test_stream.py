@@ -15,9 +15,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from cavmae_ds.data.balance import write_sample_weights
+from cavmae_ds.data.clips import collate
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
-from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips, collate
+from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips
 from tests.data.small_shards import small_shards
 from tests.launcher import launch
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import validate_config
+from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
-from cavmae_ds.data.stream import Batch
 from cavmae_ds.engine import freeze_unused
 from cavmae_ds.kernels.contrastive import Contrast
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
