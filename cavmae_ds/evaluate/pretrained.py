@@ -74,4 +74,5 @@ def reconstruct(pretrained: Pretrained, batch: Batch) -> PretrainOutput:
 def pooled_features(pretrained: Pretrained, batch: Batch) -> tuple[Tensor, Tensor]:
     """Unmasked clips to mean-pooled audio and image features [B, D] after the modality norms (spec/cav-mae.md 5.2)."""
     audio, images = pretrained.model.features(*pretrained.front_end(batch))  # [B, L, D] each
+    assert audio is not None and images is not None
     return audio.mean(1), images.mean(1)

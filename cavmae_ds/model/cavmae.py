@@ -5,8 +5,8 @@ B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,9 @@ from cavmae_ds.data.normalise import Normalisation
 from cavmae_ds.kernels.unshuffle import unshuffle
 from cavmae_ds.model.blocks import Block, Modality, run_blocks
 from cavmae_ds.model.decoder_chunks import DecoderChunks, Reconstruction
+from cavmae_ds.model.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
 from cavmae_ds.model.masking import MaskPlan, Plans
-from cavmae_ds.model.patches import PatchProjection, Picture, audio_grid, image_grid, select
-from cavmae_ds.model.positions import position_table
-from cavmae_ds.partitions import is_sharded, whole_shape
-
-ALREADY_NORMALISED = Normalisation()
+from cavmae_ds.model.patches import Picture, select
 
 
 class PretrainOutput(NamedTuple):
@@ -53,65 +50,34 @@ class PretrainOutput(NamedTuple):
         return PretrainOutput(None, None, None, None, audio, image, plans)
 
 
-class Features(NamedTuple):
-    """Tokens of everything that was seen, after the final norms."""
-
-    audio: Tensor
-    """[B, La, D]"""
-    image: Tensor
-    """[B, Lv, D]"""
-
-
-class CAVMAE(nn.Module):
+class CAVMAE(Encoder):
     """The official model: its parameter names, order and shapes, at any size the config allows."""
 
     def __init__(self, cfg: ModelConfig, normalisation: Normalisation = ALREADY_NORMALISED):
         """normalisation: what to do to the inputs' values; by default they come normalised."""
-        super().__init__()
-        self.normalisation = normalisation
-        self.audio_grid, self.image_grid = audio, image = audio_grid(cfg), image_grid(cfg)
-        width, decoder_width, ratio = cfg.embed_dim, cfg.decoder_embed_dim, cfg.mlp_ratio
+        super().__init__(cfg, normalisation, cfg.trainable_positions)
+        width, decoder_width = cfg.embed_dim, cfg.decoder_embed_dim
 
-        def token(width: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(1, 1, width))
+        def token() -> nn.Parameter:
+            return nn.Parameter(torch.zeros(1, 1, decoder_width))
 
-        def positions(width: int, rows: int, columns: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(1, rows * columns, width), requires_grad=cfg.trainable_positions)
-
-        def blocks(depth: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(width, cfg.num_heads, ratio) for _ in range(depth))
-
-        self.modality_a, self.modality_v = token(width), token(width)
-        self.pos_embed_a = positions(width, audio.rows, audio.columns)
-        self.pos_embed_v = positions(width, image.rows, image.columns)
-        self.mask_token = token(decoder_width)
-        self.decoder_modality_a, self.decoder_modality_v = token(decoder_width), token(decoder_width)
-        self.decoder_pos_embed_a = positions(decoder_width, audio.rows, audio.columns)
-        self.decoder_pos_embed_v = positions(decoder_width, image.rows, image.columns)
-
-        self.patch_embed_a = nn.ModuleDict({"proj": PatchProjection(audio, width)})
-        self.patch_embed_v = nn.ModuleDict({"proj": PatchProjection(image, width)})
-        self.blocks_a = blocks(cfg.modality_specific_depth)
-        self.blocks_v = blocks(cfg.modality_specific_depth)
-        self.blocks_u = blocks(cfg.shared_depth)
-        self.norm_a, self.norm_v, self.norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-
+        self.mask_token, self.decoder_modality_a, self.decoder_modality_v = token(), token(), token()
+        self.decoder_pos_embed_a = self._positions("a", decoder_width, cfg.trainable_positions)
+        self.decoder_pos_embed_v = self._positions("v", decoder_width, cfg.trainable_positions)
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, cfg.decoder_num_heads, ratio) for _ in range(cfg.decoder_depth)
+            Block(decoder_width, cfg.decoder_num_heads, cfg.mlp_ratio) for _ in range(cfg.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_width)
-        self.decoder_pred_a = nn.Linear(decoder_width, audio.values)
-        self.decoder_pred_v = nn.Linear(decoder_width, image.values)
+        self.decoder_pred_a = nn.Linear(decoder_width, self.audio_grid.values)
+        self.decoder_pred_v = nn.Linear(decoder_width, self.image_grid.values)
         self.decoder_chunks = DecoderChunks(cfg.decoder_chunk)
-        self.checkpoint_towers = cfg.checkpoint_towers
-        if not (self.mask_token.is_meta or is_sharded(self.decoder_embed.weight)):  # else whoever builds it draws them
-            self.reset_parameters()
+        self.draw_initial_weights()
 
     def forward(
         self,
-        audio: Tensor,
-        images: Tensor,
+        audio: Tensor | None,
+        images: Tensor | None,
         plans: Plans | None,
         mae: bool = True,
         contrastive: bool = True,
@@ -124,53 +90,35 @@ class CAVMAE(nn.Module):
         mae=False skips the decoder, contrastive=False the two pooled passes; all_patches predicts the visible patches
         too, in the order of the picture. on_pooled is given the pooled features before the decoder runs. With
         cfg.decoder_chunk and a decoder_loss (a mean over the clips of an output) the decoder runs chunk by chunk.
-        Without plans nothing is hidden and the outcome is Features: every way of running the model leads through here,
-        because that is where ZeRO-3 gathers the parameters. Raises ValueError for inputs of another size than the
-        config's.
+        Without plans nothing is hidden and the outcome is Features (see there). Raises ValueError for inputs of another
+        size than the config's.
         """
-        normal = self.normalisation
-        sound = Picture(audio, self.audio_grid, normal.audio_mean, normal.audio_std)
-        sight = Picture(images, self.image_grid, normal.image_mean, normal.image_std)
-        keep_a, keep_v = (plans.audio.keep, plans.image.keep) if plans else (sound.every_patch(), sight.every_patch())
-        a = self.patch_embed_a["proj"](sound, keep_a, self.pos_embed_a[0], self.modality_a[0, 0])  # [B, Ka, D]
-        v = self.patch_embed_v["proj"](sight, keep_v, self.pos_embed_v[0], self.modality_v[0, 0])  # [B, Kv, D]
-        a, v = self._run(self.blocks_a, a), self._run(self.blocks_v, v)
         if plans is None:
-            return Features(self._audio_stream(a), self._image_stream(v))
+            return self._features(audio, images)
+        assert audio is not None and images is not None
+        sound, sight = self._sound(audio), self._sight(images)
+        a = self._tower("a", sound, plans.audio.keep)  # [B, Ka, D]
+        v = self._tower("v", sight, plans.image.keep)  # [B, Kv, D]
         output = PretrainOutput(None, None, None, None, sound, sight, plans)
         if contrastive:
-            audio_pooled, image_pooled = self._audio_stream(a).mean(1), self._image_stream(v).mean(1)  # [B, D] each
+            audio_pooled, image_pooled = self._shared(a, "a").mean(1), self._shared(v, "v").mean(1)  # [B, D] each
             started = on_pooled(audio_pooled, image_pooled) if on_pooled else None
             output = output._replace(audio_pooled=audio_pooled, image_pooled=image_pooled, started=started)
         if not mae:
             return output
-        latents = self.norm(self._run(self.blocks_u, torch.cat([a, v], dim=1)))  # [B, Ka + Kv, D]
+        latents = self._shared(torch.cat([a, v], dim=1))  # [B, Ka + Kv, D]
         if decoder_loss and self.decoder_chunks.clips:
             return self._decode_in_chunks(latents, output, decoder_loss)
         audio_prediction, image_prediction = self._decode(latents, plans, all_patches)
         return output._replace(audio_prediction=audio_prediction, image_prediction=image_prediction)
 
-    def features(self, audio: Tensor, images: Tensor) -> Features:
-        """Tokens of whole clips, unpooled, nothing hidden (spec/cav-mae.md 1.9, forward_feat)."""
-        return cast(Features, self(audio, images, None))
-
     def unused_parameters(self, mae: bool, contrastive: bool) -> set[str]:
-        """Names of the parameters that no loss reaches when only some losses are on.
-
-        Freeze them: a gradient of zero instead of none makes Adam with weight decay erase them
-        (spec/cav-mae.md 6, trap 3).
-        """
+        """Names of the parameters that no loss reaches when only some losses are on: freeze them (see is_reached)."""
+        passes: list[Modality | None] = [None] if mae else []
+        passes += ["a", "v"] if contrastive else []
 
         def used(name: str) -> bool:
-            first, *rest = name.split(".")
-            norm = rest[1] if len(rest) > 1 else ""  # blocks_u.0.norm1_a.weight -> norm1_a
-            if norm.startswith("norm") and norm.endswith(("_a", "_v")):
-                return contrastive and first == "blocks_u"
-            if first in ("norm_a", "norm_v"):
-                return contrastive
-            if _in_decoder(name) or first == "norm":
-                return mae
-            return mae or not (first == "blocks_u" and norm.startswith("norm"))
+            return is_reached(name, ("a", "v"), passes) and (mae or not _in_decoder(name))
 
         return {name for name, _ in self.named_parameters() if not used(name)}
 
@@ -178,43 +126,8 @@ class CAVMAE(nn.Module):
         """Those that are trained of the decoder's, which runs in chunks."""
         return [p for name, p in self.named_parameters() if _in_decoder(name) and p.requires_grad]
 
-    @torch.no_grad()
-    def reset_parameters(self, write: Callable[[Tensor, Tensor], Any] = Tensor.copy_) -> None:
-        """Set the initial weights; write puts a whole value into a parameter that may be sharded."""
-        for parameter, value in self.initial_values():
-            write(parameter, value)
-
-    def initial_values(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """What parameters start as (spec/cav-mae.md 1.6), whole, float32, on the CPU, one at a time; norms as they are.
-
-        A pure function of torch's seed: not of what was drawn before, nor of the device.
-        """
-        draw = torch.Generator().manual_seed(torch.initial_seed())
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                weight = torch.empty(module.out_features, module.in_features)
-                yield module.weight, nn.init.xavier_uniform_(weight, generator=draw)
-                yield module.bias, torch.zeros(module.out_features)
-            elif isinstance(module, PatchProjection):
-                yield from module.initial_values(draw)
-        tokens = self.modality_a, self.modality_v, self.decoder_modality_a, self.decoder_modality_v, self.mask_token
-        for token in tokens:
-            yield token, nn.init.normal_(torch.empty(whole_shape(token)), std=0.02, generator=draw)
-        for grid, tables in (
-            (self.audio_grid, (self.pos_embed_a, self.decoder_pos_embed_a)),
-            (self.image_grid, (self.pos_embed_v, self.decoder_pos_embed_v)),
-        ):
-            for table in tables:
-                yield table, position_table(whole_shape(table)[-1], grid.rows, grid.columns)
-
-    def _run(self, blocks: nn.ModuleList, x: Tensor, modality: Modality | None = None) -> Tensor:
-        return run_blocks(blocks, x, modality, recompute=self.checkpoint_towers)
-
-    def _audio_stream(self, a: Tensor) -> Tensor:
-        return self.norm_a(self._run(self.blocks_u, a, "a"))
-
-    def _image_stream(self, v: Tensor) -> Tensor:
-        return self.norm_v(self._run(self.blocks_u, v, "v"))
+    def _tokens(self) -> list[nn.Parameter]:
+        return [*super()._tokens(), self.decoder_modality_a, self.decoder_modality_v, self.mask_token]
 
     def _decode_in_chunks(
         self, latents: Tensor, output: PretrainOutput, decoder_loss: Callable[[PretrainOutput], Reconstruction]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,3 +23,22 @@ def position_table(width: int, rows: int, columns: int) -> Tensor:
     column, row = torch.broadcast_tensors(column, row)
     table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=-1)  # [rows, columns, width]
     return table.reshape(1, rows * columns, width).float()
+
+
+def refit_columns(table: Tensor, rows: int, columns: int, how: Literal["trim", "interpolate"]) -> Tensor:
+    """A table [1, rows * C, width] of a grid with C columns, for one with another number: [1, rows * columns, width].
+
+    trim keeps the first columns, as for shorter sounds; interpolate stretches them linearly. Raises ValueError where
+    there is nothing to trim.
+    """
+    width = table.shape[-1]
+    grid = table.reshape(rows, -1, width)  # [rows, C, width]
+    had = grid.shape[1]
+    if had == columns:
+        return table
+    if how == "trim":
+        if had < columns:
+            raise ValueError(f"a position table of {had} columns cannot be trimmed to {columns}; interpolate it")
+        return grid[:, :columns].reshape(1, rows * columns, width).contiguous()
+    stretched = F.interpolate(grid.transpose(1, 2), size=columns, mode="linear")  # [rows, width, columns]
+    return stretched.transpose(1, 2).reshape(1, rows * columns, width)

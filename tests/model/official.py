@@ -1,7 +1,6 @@
 """The official model's recorded outcomes and the synthetic weights they were recorded with."""
 
 import json
-import re
 import zlib
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def give_golden_weights(model: torch.nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if "pos_embed" not in name:
             draw = 0.05 * _draw(zlib.crc32(name.encode()) % 2**31, tensor)
-            is_norm_weight = re.search("norm", name) and name.endswith("weight")
+            is_norm_weight = name.endswith("weight") and ("norm" in name or name == "mlp_head.0.weight")
             tensor.copy_(draw + 1 if is_norm_weight else draw)
 
 
