@@ -13,6 +13,7 @@ from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World
+from cavmae_ds.exchange.init import initialise
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.optim import LayerwiseOptimizer, build_optimizer, learning_rate_share
 from cavmae_ds.partitions import find_partitions, write_shard
@@ -47,11 +48,14 @@ def build_model(cfg: RunConfig, numbers: RunNumbers, world: World) -> CAVMAE:
     torch.manual_seed(cfg.train.seed)
     config = engine_config(cfg, numbers)
     normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+    write = partial(write_shard, rank=world.rank)
     if zero_stage(config) < 3:
-        return CAVMAE(cfg.model, normalisation)
-    with deepspeed.zero.Init(config_dict_or_path=config):
         model = CAVMAE(cfg.model, normalisation)
-    model.reset_parameters(partial(write_shard, rank=world.rank))
+    else:
+        with deepspeed.zero.Init(config_dict_or_path=config):
+            model = CAVMAE(cfg.model, normalisation)
+        model.reset_parameters(write)
+    initialise(model, cfg.init, cfg.model, cfg.run_dir, world, write)
     return model
 
 

@@ -1,6 +1,7 @@
 """Run configuration: sections, loading, and the numbers that follow from them."""
 
 from cavmae_ds.config.sections.data import DataConfig, SourceConfig
+from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
 from cavmae_ds.config.sections.run import RunConfig
@@ -10,6 +11,7 @@ __all__ = [
     "CheckpointConfig",
     "ContrastiveConfig",
     "DataConfig",
+    "InitConfig",
     "LossConfig",
     "MaskConfig",
     "ModelConfig",

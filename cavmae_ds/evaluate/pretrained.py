@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cavmae_ds.checkpoint import read_weights
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import load_config
 from cavmae_ds.data.clips import Batch, collate
 from cavmae_ds.data.front_end import FrontEnd
-from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.data.shards import check_shards
 from cavmae_ds.data.stream import EvaluationClips
+from cavmae_ds.exchange.load import load_model
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 
@@ -39,9 +38,8 @@ def load_pretrained(run_dir: Path, ema: bool = False) -> Pretrained:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg = load_config(run_dir / "config.yaml")
-    model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
-    model.load_state_dict(read_weights(run_dir, ema), strict=True)
-    return Pretrained(cfg, model.to(device).eval(), FrontEnd(cfg.model, device), device)
+    model = cast(CAVMAE, load_model(run_dir, ema, device=device).model)
+    return Pretrained(cfg, model, FrontEnd(cfg.model, device), device)
 
 
 def evaluation_clips(pretrained: Pretrained, shards: str) -> EvaluationClips:

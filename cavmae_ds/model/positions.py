@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Positions = Literal["trim", "interpolate"]
+"""How a position table follows another length of sound."""
+
 
 def position_table(width: int, rows: int, columns: int) -> Tensor:
     """Table [1, rows * columns, width], float32, of a grid of patches numbered row by row.
@@ -25,7 +28,7 @@ def position_table(width: int, rows: int, columns: int) -> Tensor:
     return table.reshape(1, rows * columns, width).float()
 
 
-def refit_columns(table: Tensor, rows: int, columns: int, how: Literal["trim", "interpolate"]) -> Tensor:
+def refit_columns(table: Tensor, rows: int, columns: int, how: Positions) -> Tensor:
     """A table [1, rows * C, width] of a grid with C columns, for one with another number: [1, rows * columns, width].
 
     trim keeps the first columns, as for shorter sounds; interpolate stretches them linearly. Raises ValueError where

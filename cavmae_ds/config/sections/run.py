@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from cavmae_ds.config.sections.base import Folder, Section, multiple
 from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
@@ -21,6 +22,7 @@ class RunConfig(Section):
     """Folder of the run: resolved config, checkpoints, TensorBoard logs, final weights."""
     ds_config: Folder = Path("ds_configs/zero2.json")
     """Engine mechanics for DeepSpeed (ZeRO stage, buckets); relative to here or to the checkout."""
+    init: InitConfig = InitConfig()
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()

@@ -1,0 +1,139 @@
+"""The first weights of a run, where section init gives some."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cavmae_ds.checkpoint import whole_checkpoints
+from cavmae_ds.config import InitConfig, ModelConfig
+from cavmae_ds.distributed import World
+from cavmae_ds.errors import CheckpointError
+from cavmae_ds.exchange.load import open_weights
+from cavmae_ds.exchange.mae import adapt_mae, read_mae
+from cavmae_ds.exchange.weights import Weights, differences, recognise, with_audio_frames
+from cavmae_ds.model.encoder import Encoder
+from cavmae_ds.partitions import whole_shape
+
+log = logging.getLogger(__name__)
+
+ORIGIN = "init.json"
+
+
+class Origin(NamedTuple):
+    """What was loaded into a fresh model."""
+
+    source: str
+    kind: str
+    missing: list[str]
+    """Parameters that start fresh."""
+    unexpected: list[str]
+    """Entries that were left behind."""
+
+    def sentence(self, loaded: int) -> str:
+        """For the log."""
+        rest = differences(self.missing, self.unexpected)
+        return f"initial weights: {loaded} entries of {self.source} ({self.kind})" + (f"; {rest}" if rest else "")
+
+
+def initialise(
+    model: Encoder,
+    init: InitConfig,
+    sizes: ModelConfig,
+    run_dir: Path,
+    world: World,
+    write: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+) -> None:
+    """Give a fresh model, on every rank, what section init says; a run with a checkpoint is left for it.
+
+    write puts a whole value into a parameter that may be sharded. The first rank notes the origin in RUN/init.json.
+    Raises CheckpointError (see start_from).
+    """
+    if not init.given or whole_checkpoints(run_dir):
+        return
+    origin = start_from(model, init, sizes, write)
+    if world.is_first:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = init.from_mae or init.from_checkpoint
+        assert path is not None
+        note = {"identity": _identity(path), **origin._asdict()}
+        (run_dir / ORIGIN).write_text(json.dumps(note, indent=1))
+
+
+@torch.no_grad()
+def start_from(
+    model: Encoder,
+    init: InitConfig,
+    sizes: ModelConfig,
+    write: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+) -> Origin:
+    """Load the weights that section init names into a model of these sizes and say what was.
+
+    A classifier takes a pretrained model without its decoder, its head stays fresh. Raises CheckpointError for any
+    other entry that is missing or left over, and for other shapes or numbers of heads.
+    """
+    weights = _given(init, sizes)
+    if weights.heads_known and weights.model.num_heads != sizes.num_heads:
+        raise CheckpointError(
+            f"{weights.source} has {weights.model.num_heads} attention heads, got model.num_heads {sizes.num_heads}"
+        )
+    if weights.model.audio_frames != sizes.audio_frames:
+        weights = with_audio_frames(weights, sizes.audio_frames, init.positions)
+    parameters = dict(model.named_parameters())
+    origin = _compare(weights, parameters, model.modalities)
+    loaded = {name: value for name, value in weights.tensors.items() if name in parameters}
+    for name, value in loaded.items():
+        needed = whole_shape(parameters[name])
+        if value.shape != needed:
+            raise CheckpointError(
+                f"{weights.source} does not fit this run: {name} is of shape {tuple(value.shape)}, needed is "
+                f"{tuple(needed)}; change sections model or classifier, or take other weights"
+            )
+    for name, value in loaded.items():
+        write(parameters[name], value)
+    log.info(origin.sentence(len(loaded)))
+    return origin
+
+
+def _given(init: InitConfig, sizes: ModelConfig) -> Weights:
+    if init.from_checkpoint:
+        return open_weights(init.from_checkpoint, init.ema, sizes.num_heads, sizes.decoder_num_heads)
+    assert init.from_mae is not None
+    source = str(init.from_mae)
+    state = adapt_mae(read_mae(init.from_mae), sizes, init.audio_head, source)
+    return recognise(state, source, sizes.num_heads, sizes.decoder_num_heads)
+
+
+def _compare(weights: Weights, parameters: Collection[str], modalities: Collection[str]) -> Origin:
+    """What will be missing and left over. Raises CheckpointError unless that is a new head for an old decoder."""
+    missing = [name for name in parameters if name not in weights.tensors]
+    unexpected = [name for name in weights.tensors if name not in parameters]
+
+    def is_decoders_or_blind(name: str) -> bool:
+        blind = "v" not in modalities and name.split(".")[0].endswith("_v")
+        return name.startswith(("decoder_", "mask_token")) or blind
+
+    new_head = weights.kind == "pretrain" and all(name.startswith("mlp_head.") for name in missing)
+    if (missing or unexpected) and not (missing and new_head and all(map(is_decoders_or_blind, unexpected))):
+        raise CheckpointError(
+            f"{weights.source} ({weights.kind}) cannot start this run: {differences(missing, unexpected)}"
+        )
+    return Origin(weights.source, weights.kind, missing, unexpected)
+
+
+def _identity(path: Path) -> str:
+    """A file's SHA-256, or the name of a run folder's newest checkpoint."""
+    if path.is_dir():
+        return whole_checkpoints(path)[-1].name
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
