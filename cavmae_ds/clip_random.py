@@ -30,9 +30,16 @@ class Stream(IntEnum):
     AUDIO_ROWS = 3
     FRAME = 4
     HELD_OUT = 5
+    MIXUP = 6
+    PARTNER = 7
+    BANDS = 8
+    LOUDNESS = 9
+    ROLL = 10
+    PARTNER_FRAME = 11
+    NOISE = 128  # and all after it: see clip_noise
 
 
-def clip_uniform(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Stream, count: int) -> Tensor:
+def clip_uniform(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: int, count: int) -> Tensor:
     """`count` draws in [0, 1) for each clip: [B, count] float32 on the device of clip_index, int64 [B].
 
     epoch is one number, or int64 [B] when the batch straddles an epoch's end. Raises ValueError for a number
@@ -41,9 +48,17 @@ def clip_uniform(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Str
     return philox_uniform(*clip_counters(seed, epoch, clip_index, stream, count))
 
 
-def clip_counters(
-    seed: int, epoch: int | Tensor, clip_index: Tensor, stream: Stream, count: int
-) -> tuple[Tensor, Tensor]:
+def clip_noise(seed: int, epoch: int | Tensor, clip_index: Tensor, count: int) -> Tensor:
+    """As clip_uniform, with count up to 128 * 65536: the element's upper bits count streams up from NOISE."""
+    most = 1 << 16
+    parts = [
+        clip_uniform(seed, epoch, clip_index, Stream.NOISE + start // most, min(most, count - start))
+        for start in range(0, count, most)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def clip_counters(seed: int, epoch: int | Tensor, clip_index: Tensor, stream: int, count: int) -> tuple[Tensor, Tensor]:
     """Where clip_uniform draws: Philox keys [1 or B, 1] and offsets [B, count], int64. Raises ValueError as it does."""
     if not 0 < count <= 1 << 16:
         raise ValueError(f"count must lie in 1 ... 65536, got {count}")
@@ -59,14 +74,16 @@ def require_ranges(seed: int, epoch: int | Tensor, clip_index: int | Tensor) -> 
     _require("clip_index", clip_index, bits=39)
 
 
-def frame_choice(seed: int, epoch: int | Tensor, clip_index: Integers, frames: int) -> Integers:
+def frame_choice(
+    seed: int, epoch: int | Tensor, clip_index: Integers, frames: int, stream: int = Stream.FRAME
+) -> Integers:
     """Which of a clip's frames 0 ... frames - 1 this epoch shows: plain ints, or int64 tensors [B].
 
     Frames are equally likely to within 2^-32. Raises ValueError for a number out of its range.
     """
     if not 0 < frames < 1 << 31:
         raise ValueError(f"frames must lie in 1 ... 2^31 - 1, got {frames}")
-    word = philox_reference(_key(seed, epoch), _offset(clip_index, Stream.FRAME))
+    word = philox_reference(_key(seed, epoch), _offset(clip_index, stream))
     return (word * frames) >> 32  # multiply-shift: a 32-bit word scaled to the number of frames
 
 
@@ -76,7 +93,7 @@ def _key(seed: int, epoch: int | Tensor) -> Any:
     return epoch << 32 | seed
 
 
-def _offset(clip_index: Integers, stream: Stream) -> Integers:
+def _offset(clip_index: Integers, stream: int) -> Integers:
     _require("clip_index", clip_index, bits=39)
     return clip_index << 24 | int(stream) << 16
 

@@ -25,6 +25,23 @@ class Clip(NamedTuple):
     image: NDArray[np.uint8]  # [H, W, 3]
     labels: NDArray[np.int32]
     bad: str
+    partner: Clip | None = None  # another clip, of this turn, to be mixed with
+    share: float = 1.0  # of this clip in the mix
+
+
+class Partners(NamedTuple):
+    """The M clips that some clips of a micro-batch are mixed with (data.augment)."""
+
+    row: Tensor  # [M] int64, whom each is mixed with
+    share: Tensor  # [M] float32, of the other, the clip of the batch
+    audio: Tensor  # [M, N] int16, zeros after the clip's end; N is the partners' own
+    n_samples: Tensor  # [M] int64
+    images: Tensor  # [M, 3, H, W] uint8
+    labels: list[list[int]]
+
+    def to(self, device: torch.device) -> Partners:
+        """The same on a device."""
+        return self._make(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self)
 
 
 class Batch(NamedTuple):
@@ -37,6 +54,7 @@ class Batch(NamedTuple):
     images: Tensor  # [B, 3, H, W] uint8
     labels: list[list[int]]  # class ids of each clip
     bad: list[str]  # one line for each clip that had to be replaced
+    partners: Partners | None = None
 
 
 def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: str = "") -> Clip:
@@ -55,13 +73,26 @@ def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
 def collate(clips: Sequence[Clip]) -> Batch:
     """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, H, W, 3]."""
     audio, n_samples = padded([clip.audio for clip in clips])
-    images = np.stack([clip.image for clip in clips])  # [B, H, W, 3]
+    mixed = [(row, clip.share, clip.partner) for row, clip in enumerate(clips) if clip.partner]
     return Batch(
         clip_index=torch.tensor([clip.clip_index for clip in clips]),
         epoch=torch.tensor([clip.epoch for clip in clips]),
         audio=audio,
         n_samples=n_samples,
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        images=_stacked(clips),
         labels=[clip.labels.tolist() for clip in clips],
-        bad=[clip.bad for clip in clips if clip.bad],
+        bad=[clip.bad for clip in (*clips, *(partner for *_, partner in mixed)) if clip.bad],
+        partners=_partners(mixed) if mixed else None,
     )
+
+
+def _partners(mixed: Sequence[tuple[int, float, Clip]]) -> Partners:
+    rows, shares, clips = zip(*mixed, strict=True)
+    audio, n_samples = padded([clip.audio for clip in clips])
+    labels = [clip.labels.tolist() for clip in clips]
+    return Partners(torch.tensor(rows), torch.tensor(shares), audio, n_samples, _stacked(clips), labels)
+
+
+def _stacked(clips: Sequence[Clip]) -> Tensor:
+    """Frames [B, 3, H, W], the colours of a pixel side by side in memory."""
+    return torch.from_numpy(np.stack([clip.image for clip in clips])).permute(0, 3, 1, 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.augment import SoundAugmentation, mix
 from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.spectrogram import LogMel
 
@@ -17,27 +18,38 @@ Item = TypeVar("Item")
 
 
 class FrontEnd:
-    """Batch -> raw log-mel [B, T, mel] float32 and frames [B, 3, H, W] uint8 on the device; the model normalises."""
+    """Batch -> raw log-mel [B, T, mel] float32 and frames [B, 3, H, W] on the device; the model normalises.
 
-    def __init__(self, model: ModelConfig, device: torch.device):
+    Frames are uint8, or float in [0, 1] where some clip of the batch is mixed with another.
+    """
+
+    def __init__(self, model: ModelConfig, device: torch.device, augment: SoundAugmentation | None = None):
+        """augment: what is done to log-mels."""
         self.device = device
+        self._augment = augment
         self._frames = model.audio_frames
         self._log_mel = LogMel(device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        waveform, n_samples, images = (
-            part.to(self.device, non_blocking=True) for part in (batch.audio, batch.n_samples, batch.images)
+        waveform, n_samples, images, epoch, clip_index = (
+            part.to(self.device, non_blocking=True)
+            for part in (batch.audio, batch.n_samples, batch.images, batch.epoch, batch.clip_index)
         )
+        if batch.partners:
+            waveform, images = mix(waveform, n_samples, images, batch.partners.to(self.device))
+        log_mel = self._log_mel(waveform, n_samples, self._frames)
+        if self._augment:
+            log_mel = self._augment(log_mel, epoch, clip_index)
         # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.
-        return self._log_mel(waveform, n_samples, self._frames), images.contiguous()
+        return log_mel, images.contiguous()
 
 
 class Ready(NamedTuple):
     """A micro-batch of B clips on the device, beside what the loader gave."""
 
     audio: Tensor  # [B, T, mel] float32, raw log-mel
-    images: Tensor  # [B, 3, H, W] uint8
+    images: Tensor  # [B, 3, H, W] uint8, or float in [0, 1]
     keys: tuple[Tensor, Tensor]  # epoch and clip index, [B] int64 each: what a clip's randomness hangs on
     batch: Batch
 

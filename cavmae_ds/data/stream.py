@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from cavmae_ds.clip_random import frame_choice
+from cavmae_ds.clip_random import Stream, frame_choice
 from cavmae_ds.config import DataConfig
+from cavmae_ds.data.augment import draw_partner
 from cavmae_ds.data.clips import MIDDLE_FRAME, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
@@ -42,11 +43,20 @@ class ClipStream(ShardCache):
     """
 
     def __init__(
-        self, cfg: DataConfig, shape: EpochShape, *, host: int, local_rank: int, seed: int, first_step: int = 0
+        self,
+        cfg: DataConfig,
+        shape: EpochShape,
+        *,
+        host: int,
+        local_rank: int,
+        seed: int,
+        first_step: int = 0,
+        mixup: float = 0.0,
     ):
         """Clips of the training sources from optimizer step first_step on (0-based, over all epochs), for one rank.
 
-        Built by all ranks together. Raises DataError or ConfigError as training_sources does.
+        mixup: the share of them that come with a partner to be mixed with. Built by all ranks together. Raises
+        DataError or ConfigError as training_sources does.
         """
         super().__init__([source.remote for source in cfg.all_sources], cfg, batch_size=shape.micro_batch)
         firsts = self.shard_offset_per_stream[1:]
@@ -54,7 +64,7 @@ class ClipStream(ShardCache):
         self.order = ClipOrder(sources, seed, cfg.shuffle, cfg.shuffle_block, cfg.canonical_nodes)
         self._cfg, self._shape, self._seed = cfg, shape, seed
         self._host, self._local_rank = host, local_rank
-        self._first_step = first_step
+        self._first_step, self._mixup = first_step, mixup
         self._trained = np.concatenate([source.trained for source in sources])
         epoch_clips = sum(source.epoch_clips for source in sources)
         self.steps_per_epoch = steps_per_epoch(epoch_clips, cfg.canonical_nodes, shape.global_batch)
@@ -85,15 +95,24 @@ class ClipStream(ShardCache):
         return micro_batches[mine].reshape(-1, 2)
 
     def clip(self, place: int, turn: int) -> Clip:
-        """The clip at one place of the data, its frame chosen by (seed, turn, place).
+        """The clip at one place of the data, its frame chosen by (seed, turn, place); perhaps with a partner.
 
         Where a record is damaged its neighbour takes the place, where a shard is, the clip as far into the next shard:
         the same one on every world; the loss is counted and named. With data.on_bad_clip = fail nothing stands in.
         """
+        clip = self._readable(place, turn, Stream.FRAME)
+        drawn = draw_partner(self._seed, turn, clip.clip_index, self._mixup, self.num_samples) if self._mixup else None
+        if drawn is None:
+            return clip
+        # Its own frame, though in this clip's turn: how often the partner came before is not known here.
+        partner = self._readable(self._next_trained(drawn.place), turn, Stream.PARTNER_FRAME)
+        return clip._replace(partner=partner, share=drawn.share)
+
+    def _readable(self, place: int, turn: int, frame_stream: Stream) -> Clip:
         at, bad = place, ""
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
-                frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP)
+                frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP, frame_stream)
                 return decode_clip(self.one_frame(at, frame), clip_index=at, epoch=turn, frame=frame, bad=bad)
             except ShardError:
                 raise
@@ -112,6 +131,10 @@ class ClipStream(ShardCache):
             at = int(self.sample_offset_per_shard[following] + place % self.samples_per_shard[following])
         else:
             at = (at + 1) % self.num_samples
+        return self._next_trained(at)
+
+    def _next_trained(self, at: int) -> int:
+        """This place, or the first one after it that may be trained on."""
         while not self._trained[at]:
             at = (at + 1) % self.num_samples
         return at

@@ -1,0 +1,22 @@
+"""What finetuning does to clips."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cavmae_ds.config.sections.base import Section
+
+
+class AugmentConfig(Section):
+    """Defaults are the official finetuning recipes' (spec/cav-mae.md 4.2); evaluation augments nothing."""
+
+    mixup: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of clips mixed with another one: sound, frame and labels."""
+    freqm: Annotated[int, Field(ge=0)] = 48
+    """Widest band of mel bins hidden; 0 hides none."""
+    timem: Annotated[int, Field(ge=0)] = 192
+    """Longest stretch hidden, frames of 10 ms; 0 hides none."""
+    noise: bool = True
+    """Add noise of up to a tenth of a standard deviation, and shift the sound in time, round and round."""
