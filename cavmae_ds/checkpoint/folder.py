@@ -53,6 +53,8 @@ class ParameterRecord(_Frozen):
     shape: list[NonNegativeInt]
     dtype: str
     """As torch prints it, without "torch."; a frozen parameter is saved in it, a trained one in float32."""
+    trained: bool
+    """An optimizer holds it; else it was frozen."""
 
 
 class Manifest(_Frozen):
