@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -69,6 +69,8 @@ class Manifest(_Frozen):
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     states: list[str] = []
     """Kinds of values saved of the parameters: master, exp_avg, ema, ..."""
+    left_out_steps: list[NonNegativeInt] = []
+    """Steps whose clips were consumed without an update."""
     scalars: dict[str, Any] = {}
     """What the engine and the optimizer hold besides tensors."""
     identity: dict[str, Any] = {}
@@ -91,8 +93,14 @@ def checkpoint_root(run_dir: Path) -> Path:
 
 def whole_checkpoints(run_dir: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first; whether their files are still what was written, verify() says."""
-    folders = checkpoint_root(run_dir).glob("step-*")
-    whole = (folder for folder in folders if step_of(folder.name) is not None and (folder / MANIFEST).is_file())
+    return whole_checkpoints_in(checkpoint_root(run_dir))
+
+
+def whole_checkpoints_in(root: Path) -> list[Path]:
+    """The same of any folder of checkpoints."""
+    whole = (
+        folder for folder in root.glob("step-*") if step_of(folder.name) is not None and (folder / MANIFEST).is_file()
+    )
     return sorted(whole, key=lambda folder: int(step_of(folder.name) or 0))
 
 
@@ -183,14 +191,28 @@ def verify(
             done.result()
 
 
-def partials(root: Path) -> Iterator[Path]:
-    """Folders of checkpoints that were being written, fetched or removed."""
-    return root.glob(f"step-*{PARTIAL}")
+def partial(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is one."""
+    return root / f"{step_name(step)}{PARTIAL}"
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make a checkpoint of a partial folder whose files are on the disk; an older one of the same step goes."""
+    path = folder / MANIFEST
+    path.write_text(manifest.model_dump_json(indent=1))
+    for written in (path, folder):
+        flush(written)
+    final = folder.with_name(step_name(manifest.step))
+    older = _renamed(final, PARTIAL) if final.exists() else None
+    folder.rename(final)
+    flush(final.parent)
+    if older:
+        shutil.rmtree(older)
 
 
 def remove_partials(root: Path) -> None:
-    """Remove what killed processes left. Nobody may be saving."""
-    for folder in partials(root):
+    """Remove what killed processes were writing, fetching or removing. Nobody may be at it."""
+    for folder in root.glob(f"step-*{PARTIAL}"):
         shutil.rmtree(folder)
 
 

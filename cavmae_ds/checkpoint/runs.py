@@ -1,180 +1,113 @@
-"""Checkpoints: a folder `step-00000120` is whole or it is not there.
-
-Every rank writes its shards under `step-00000120.partial`, the first rank the whole weights beside them; when all are
-done it lists the files in a manifest, flushes everything to disk and renames the folder. Nothing else says which
-checkpoint is the latest.
-"""
+"""The checkpoints of one run: what a training loop saves to and resumes from."""
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
+from cavmae_ds.checkpoint.engine_state import EngineState
+from cavmae_ds.checkpoint.folder import (
+    MANIFEST,
+    PARTIAL,
+    FileRecord,
+    Manifest,
+    checkpoint_root,
+    file_hash,
+    read_manifest,
+    remove,
+    remove_partials,
+    step_name,
+    verify,
+    whole_checkpoints,
+)
+from cavmae_ds.checkpoint.identity import check_same_run, identity
+from cavmae_ds.checkpoint.layout import PieceReader, rank_file
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.distributed import World, barrier, from_first_rank
 from cavmae_ds.durable import flush
 from cavmae_ds.ema import WeightAverage
-from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
-EMA = "ema.safetensors"
-_PARTIAL = ".partial"
 
+class Checkpoints:
+    """Saves and resumes one engine. All ranks call the same methods in the same order."""
 
-def checkpoint_root(run_dir: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return run_dir / "checkpoints"
+    def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, engine: Any, ema: WeightAverage | None):
+        """engine: freshly built; ema: the running mean of its weights, if one is kept."""
+        self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
+        self._state = EngineState(engine, ema, world)
 
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
 
-def whole_checkpoints(run_dir: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    folders = checkpoint_root(run_dir).glob("step-*")
-    return sorted(folder for folder in folders if folder.suffix != _PARTIAL and (folder / MANIFEST).is_file())
+        Any number of ranks at any ZeRO stage goes on with what any other saved. Raises CheckpointError if it was made
+        for another model, seed or batch.
+        """
+        latest = from_first_rank(whole_checkpoints(self._cfg.run_dir)[-1:])
+        if not latest:
+            return 0
+        folder = latest[0]
+        manifest = read_manifest(folder)
+        check_same_run(manifest, self._cfg, self._numbers, folder)
+        verify(folder, manifest)
+        near = self._world.rank / self._world.size
+        self._state.load(PieceReader(sorted(manifest.files), folder.joinpath, near), manifest)
+        log.info("resumed from %s", folder)
+        return manifest.step
 
+    def due(self, step: int) -> bool:
+        """Whether to save after so many optimizer steps."""
+        return step % self._cfg.checkpoint.every_steps == 0 or step == self._numbers.total_steps
 
-def save(engine: Any, ema: WeightAverage | None, cfg: RunConfig, numbers: RunNumbers, world: World, step: int) -> None:
-    """Save model, optimizer, schedule and running mean after `step` optimizer steps; then drop all but keep_last."""
-    root = checkpoint_root(cfg.run_dir)
-    final = root / f"step-{step:08d}"
-    partial = final.with_name(final.name + _PARTIAL)
-    if world.is_first:
-        _remove_leftovers(root)
-    barrier()
-    engine.save_checkpoint(str(root), tag=partial.name, client_state={"step": step}, save_latest=False)
-    weights = full_weights(engine, world)
-    means = ema.whole() if ema else {}
-    if world.is_first:  # for everybody who only reads: no DeepSpeed, no pickle
-        header = {"model": cfg.model.model_dump_json()}
-        save_file(weights, partial / WEIGHTS, header)
-        if ema:  # frozen parameters are their own mean
-            save_file(weights | means, partial / EMA, header | {"horizon_clips": str(cfg.train.ema_clips)})
-    barrier()  # rank 0 may finish long before the others
-    if world.is_first:
-        _write_manifest(partial, step, cfg.train.global_batch, world, _identity(cfg, numbers))
-        partial.rename(final)
-        flush(root)
-        for old in whole_checkpoints(cfg.run_dir)[: -cfg.checkpoint.keep_last]:
-            _remove(old)
-    barrier()
-
-
-def resume(engine: Any, ema: WeightAverage | None, cfg: RunConfig, numbers: RunNumbers, world: World) -> int:
-    """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
-
-    Raises CheckpointError if it was made for another model, seed or batch, or by another number of ranks.
-    """
-    latest = from_first_rank(whole_checkpoints(cfg.run_dir)[-1:])
-    if not latest:
-        return 0
-    manifest = json.loads((latest[0] / MANIFEST).read_text())
-    _check_fits(manifest, _identity(cfg, numbers), world, latest[0])
-    loaded, state = engine.load_checkpoint(str(latest[0].parent), tag=latest[0].name)
-    if loaded is None:  # DeepSpeed reports a missing folder by returning nothing
-        raise CheckpointError(f"checkpoint {str(latest[0])!r} could not be loaded")
-    if ema:
-        ema.load(latest[0] / EMA)
-    log.info("resumed from %s", latest[0])
-    return int(state["step"])
-
-
-def read_weights(run_dir: Path, ema: bool = False) -> dict[str, Tensor]:
-    """The newest checkpoint's weights, or their running mean, under official names, whole, float32.
-
-    Raises CheckpointError if there is no checkpoint, or no mean in it.
-    """
-    found = whole_checkpoints(run_dir)
-    if not found:
-        raise CheckpointError(f"run folder {str(run_dir)!r} holds no checkpoint; pretrain first or give another folder")
-    path = found[-1] / (EMA if ema else WEIGHTS)
-    if ema and not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {str(found[-1])!r} holds no running mean of the weights; train with train.ema_clips, or take "
-            "the weights themselves"
+    def save(self, step: int) -> None:
+        """Save the run after so many optimizer steps; then drop all but keep_last."""
+        root = checkpoint_root(self._cfg.run_dir)
+        final = root / step_name(step)
+        partial = final.with_name(final.name + PARTIAL)
+        if self._world.is_first:
+            root.mkdir(parents=True, exist_ok=True)
+            remove_partials(root)
+            partial.mkdir()
+        barrier()
+        pieces = self._state.pieces()
+        save_file(
+            {piece.key: piece.values for piece in pieces}, partial / rank_file(self._world.rank, self._world.size)
         )
-    return load_file(path)
+        manifest = self._manifest(step)
+        barrier()
+        if self._world.is_first:
+            files = {
+                path.name: FileRecord(bytes=path.stat().st_size, sha256=file_hash(path)) for path in partial.iterdir()
+            }
+            (partial / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+            partial.rename(final)
+            flush(root)
+            for old in whole_checkpoints(self._cfg.run_dir)[: -self._cfg.checkpoint.keep_last]:
+                remove(old)
+        barrier()
 
+    def save_and_wait(self, step: int) -> None:
+        """save, and return when it is on the disk."""
+        self.save(step)
 
-def full_weights(engine: Any, world: World) -> dict[str, Tensor]:
-    """Every parameter whole and in float32, on the first rank's CPU; the other ranks help and get nothing.
+    def close(self) -> None:
+        """End of the run."""
+        pass
 
-    Gathered one at a time, from the optimizer's fp32 masters where there are any.
-    """
-    import deepspeed
-
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        whole = deepspeed.utils.safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if whole is None:
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole = parameter.detach().float().clone()
-        if world.is_first:
-            weights[name] = whole.detach().cpu().clone()
-    return weights
-
-
-def _identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
-    """What must be the same for a resume to continue the same run: setting -> value."""
-    # The sizes count, not what they were called, nor in which portions they are computed.
-    sizes = cfg.model.model_dump(mode="json", exclude={"preset", "decoder_chunk", "checkpoint_towers"})
-    model = {f"model.{key}": value for key, value in sizes.items()}
-    train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
-    ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
-    optim = {"optim.name": cfg.optim.name}
-    data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
-    counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
-    return model | train | ema | optim | data | counts
-
-
-def _write_manifest(folder: Path, step: int, global_batch: int, world: World, identity: dict[str, Any]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {
-        "step": step,
-        "clips_seen": step * global_batch,
-        "ranks": world.size,
-        "identity": identity,
-        "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*files, folder / MANIFEST, folder):
-        flush(path)
-
-
-def _check_fits(manifest: dict[str, Any], identity: dict[str, Any], world: World, folder: Path) -> None:
-    for name, size in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {name} is missing or not {size} bytes long")
-    if manifest["ranks"] != world.size:
-        raise CheckpointError(
-            f"checkpoint {str(folder)!r} was saved by {manifest['ranks']} ranks, this run has {world.size}; "
-            f"start {manifest['ranks']} ranks or choose another run_dir"
+    def _manifest(self, step: int) -> Manifest:
+        """All but the files."""
+        return Manifest(
+            step=step,
+            clips_seen=step * self._cfg.train.global_batch,
+            ranks=self._world.size,
+            zero_stage=self._engine.zero_optimization_stage(),
+            states=self._state.states(),
+            scalars=self._state.scalars(),
+            identity=identity(self._cfg, self._numbers),
+            parameters=self._state.parameters(),
+            config=self._cfg.model_dump(mode="json"),
         )
-    differing = [key for key, value in identity.items() if manifest["identity"].get(key) != value]
-    if differing:
-        changes = ", ".join(f"{key} was {manifest['identity'].get(key)}, now {identity[key]}" for key in differing)
-        raise CheckpointError(
-            f"checkpoint {str(folder)!r} belongs to another run ({changes}); restore it or choose another run_dir"
-        )
-
-
-def _remove_leftovers(root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"step-*{_PARTIAL}"):
-        shutil.rmtree(leftover)
-
-
-def _remove(folder: Path) -> None:
-    """Rename first: a kill in the middle of deleting must not leave half a checkpoint under a whole one's name."""
-    doomed = folder.with_name(folder.name + _PARTIAL)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
