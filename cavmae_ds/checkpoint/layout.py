@@ -50,15 +50,16 @@ class PieceReader:
     the same stage as before that is one file.
     """
 
-    def __init__(self, files: Sequence[str], path: Callable[[str], Path], near: float = 0.0):
-        """files: names in the order of ranks. path: where a file lies; called once for each that is needed.
+    def __init__(self, files: Sequence[str], path: Callable[[str], Path], rank: int = 0, ranks: int = 1):
+        """files: names in the order of the ranks that wrote them. path: where a file lies; asked once for each needed.
 
-        near: this rank / ranks, in [0, 1).
+        rank: that reads, of `ranks` that share everything out among them.
         """
-        first = int(near * len(files))
-        # A few small things lie with the first rank alone; the rest lies in the same order as ranks do.
-        order = sorted(range(len(files)), key=lambda rank: (rank != first, rank != 0, abs(rank - first)))
-        self._unopened = [files[rank] for rank in reversed(order)]
+        count = len(files)
+        likely = range(rank * count // ranks, -(-(rank + 1) * count // ranks))
+        # What is not shared out lies with the first rank. The rest is for layouts that are cut otherwise.
+        order = sorted(range(count), key=lambda file: (file not in likely, file != 0, abs(file - likely.start)))
+        self._unopened = [files[file] for file in reversed(order)]
         self._path = path
         self._stretches: dict[tuple[str, str], list[_Stretch]] = {}
 
@@ -86,8 +87,8 @@ class PieceReader:
         path = self._path(name)
         try:
             file = safe_open(path, framework="pt")
-            names = file.keys()  # of everything in it: no dictionary, though it reads like one
-            for key in names:
+            keys = file.keys()
+            for key in keys:
                 state, parameter, offset = key.split(":")
                 values = file.get_slice(key)
                 stretch = _Stretch(int(offset), int(offset) + values.get_shape()[0], values)

@@ -54,8 +54,8 @@ class Checkpoints:
         manifest = read_manifest(folder)
         check_same_run(manifest, self._cfg, self._numbers, folder)
         verify(folder, manifest)
-        near = self._world.rank / self._world.size
-        self._state.load(PieceReader(sorted(manifest.files), folder.joinpath, near), manifest)
+        reader = PieceReader(sorted(manifest.files), folder.joinpath, self._world.rank, self._world.size)
+        self._state.load(reader, manifest)
         log.info("resumed from %s", folder)
         return manifest.step
 
