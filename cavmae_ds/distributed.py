@@ -118,6 +118,13 @@ def from_first_rank(value: Any) -> Any:
     return box[0]
 
 
+def from_all_ranks(value: Any) -> list[Any]:
+    """Every rank's (picklable) value in rank order, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=control_group())
+    return values
+
+
 def max_over_ranks(values: Tensor) -> Tensor:
     """The largest of each value over all ranks, on every rank."""
     largest = values.clone()

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cavmae_ds.distributed import World, from_all_ranks, from_first_rank, open_store
 from cavmae_ds.errors import CheckpointError, UserError
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.5
+_FIRST_PAUSE_S = 0.005
 
 Found = TypeVar("Found")
 
@@ -66,22 +66,35 @@ def find_disk(root: Path, world: World) -> Disk:
 
 
 def told_by_first_rank(world: World, find: Callable[[], Found]) -> Found:
-    """What the first rank finds; where it meets an error of the user's or the disk's, all ranks raise CheckpointError.
+    """What the first rank finds; all ranks call it, and raise the CheckpointError that it meets.
 
-    All ranks call it.
+    So they do, as a CheckpointError, with another error of the user's or of the disk.
     """
-    found, error = None, ""
+    found, error = None, None
     if world.is_first:
         try:
             found = find()
+        except CheckpointError as problem:
+            error = problem
         except UserError as problem:
-            error = str(problem)
+            error = CheckpointError(str(problem))
         except OSError as problem:
-            error = f"{problem.filename} cannot be used: {problem.strerror}"
+            error = CheckpointError(f"{problem.filename} cannot be used: {problem.strerror}")
     found, error = from_first_rank((found, error))
     if error:
-        raise CheckpointError(error)
-    return found  # type: ignore[return-value]
+        raise error
+    return found
+
+
+class Outcome(NamedTuple):
+    """How a save, or its way to the bucket, ended."""
+
+    step: int
+    failure: str
+    """Why there is no checkpoint of this step; empty if there is one."""
+    seconds: float
+    bytes: int
+    """Of all ranks; 0 after a failure."""
 
 
 class Unheard(Exception):
@@ -91,10 +104,10 @@ class Unheard(Exception):
 class Talk:
     """Short texts between the ranks' threads, by key; each key is said once."""
 
-    def __init__(self, name: str, stop: Event):
-        """All ranks call it alike. name: of the conversation. stop: ends all waiting."""
+    def __init__(self, name: str, stop: Event, longest_pause_s: float = 0.5):
+        """All ranks call it alike. stop: ends all waiting. longest_pause_s: between looks for what is said."""
         self._store = open_store(f"{name}/{from_first_rank(secrets.token_hex(4))}")
-        self._stop = stop
+        self._stop, self._longest_pause_s = stop, longest_pause_s
 
     def say(self, key: str, text: str) -> None:
         """Tell every rank that asks."""
@@ -109,7 +122,7 @@ class Talk:
                 raise Unheard(f"nothing was heard of {key} for {limit_s:.0f} s")
             if self._stop.wait(pause_s):
                 raise Unheard("this rank is ending")
-            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(1.5 * pause_s, self._longest_pause_s)
         return self._store.get(key).decode()
 
     def forget(self, keys: list[str]) -> None:

@@ -85,6 +85,11 @@ class Manifest(_Frozen):
         """Of all files."""
         return sum(record.bytes for record in self.files.values())
 
+    @property
+    def stamp(self) -> str:
+        """The same only for checkpoints with the same content."""
+        return sha256("".join(sorted(record.sha256 for record in self.files.values())).encode()).hexdigest()
+
 
 def checkpoint_root(run_dir: Path) -> Path:
     """Where a run keeps its checkpoints."""
@@ -156,6 +161,11 @@ def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:
     return digest.hexdigest()
 
 
+def is_whole(path: Path, record: FileRecord, read: Callable[[int], None] = lambda _: None) -> bool:
+    """Whether a file is what was written."""
+    return path.stat().st_size == record.bytes and file_hash(path, read) == record.sha256
+
+
 def verify(
     folder: Path,
     manifest: Manifest,
@@ -167,28 +177,30 @@ def verify(
 
     read: told the bytes of every piece read, by several threads. Raises DamagedCheckpoint naming the file.
     """
-    records = [(folder / name, record) for name, record in sorted(manifest.files.items())[share]]
-    for path, record in records:
-        size = path.stat().st_size if path.is_file() else None
-        if size != record.bytes:
-            what = "is missing" if size is None else f"is {size} bytes long, not {record.bytes}"
-            raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {path.name} {what}")
+    mine = [(folder / name, record) for name, record in sorted(manifest.files.items())[share]]
+
+    def damaged(path: Path, what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {path.name} {what}")
 
     def check(path: Path, record: FileRecord) -> None:
         try:
-            right = file_hash(path, read) == record.sha256
+            if not is_whole(path, record, read):
+                raise damaged(path, "is not what was written")
         except OSError as error:
-            raise DamagedCheckpoint(
-                f"checkpoint {str(folder)!r} is damaged: {path.name} cannot be read: {error.strerror}"
-            ) from error
-        if not right:
-            raise DamagedCheckpoint(
-                f"checkpoint {str(folder)!r} is damaged: the content of {path.name} is not what was written"
-            )
+            raise damaged(path, f"cannot be read: {error.strerror}") from error
 
+    for path, record in mine:
+        if not path.is_file():
+            raise damaged(path, "is missing")
+        if (size := path.stat().st_size) != record.bytes:
+            raise damaged(path, f"is {size} bytes long, not {record.bytes}")
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(check, *each) for each in records]:
-            done.result()
+        try:
+            for done in [pool.submit(check, *each) for each in mine]:
+                done.result()
+        except DamagedCheckpoint:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def partial(root: Path, step: int) -> Path:

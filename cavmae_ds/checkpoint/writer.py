@@ -18,13 +18,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Thread
-from typing import NamedTuple
 
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cavmae_ds.checkpoint.disk import Disk, Talk, Unheard
+from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard
 from cavmae_ds.checkpoint.folder import FileRecord, Manifest, commit, file_hash, partial, remove_partials
 from cavmae_ds.checkpoint.layout import Piece, rank_file
 from cavmae_ds.checkpoint.retention import Retention, thin_out
@@ -37,17 +36,6 @@ log = logging.getLogger(__name__)
 SAVE_LIMIT_S = 1800.0
 """A save is given up when another rank has said nothing for so long."""
 _SPARE_BYTES = 1 << 20  # for the manifest and the file system's own needs
-
-
-class Outcome(NamedTuple):
-    """How a save ended."""
-
-    step: int
-    failure: str
-    """Why there is no checkpoint of this step; empty if there is one."""
-    seconds: float
-    bytes: int
-    """Of all ranks; 0 after a failure."""
 
 
 class _Written(BaseModel):
@@ -128,8 +116,10 @@ class Writer:
             agreed = _Agreed.model_validate_json(talk.hear(f"{number}/agreed", SAVE_LIMIT_S))
             if self._disk.leads and agreed.manifest:
                 commit(folder, agreed.manifest)
+        if self._uploads and agreed.manifest:
+            self._uploads.announce(agreed.manifest)
         if self._disk.leads:
-            self._tidy(folder, agreed)
+            self._tidy(folder, finished=agreed.manifest is not None)
         return agreed
 
     def _write(self, number: int, folder: Path, pieces: Sequence[Piece]) -> _Written:
@@ -180,13 +170,11 @@ class Writer:
             return _Agreed(failure=_why(error))
         return _Agreed(manifest=manifest)
 
-    def _tidy(self, folder: Path, agreed: _Agreed) -> None:
-        if not agreed.manifest:
-            shutil.rmtree(folder, ignore_errors=True)  # another rank may still be writing; the next save tries again
-            return
-        if self._uploads:
-            self._uploads.announce()
-        thin_out(folder.parent, self._keep, in_use=self._uploads.in_use if self._uploads else ())
+    def _tidy(self, folder: Path, finished: bool) -> None:
+        if finished:
+            thin_out(folder.parent, self._keep, self._uploads.in_use if self._uploads else ())
+        else:  # another rank may still be writing; the next save removes what is left
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _keys(self, number: int) -> Iterator[str]:
         yield f"{number}/agreed"
