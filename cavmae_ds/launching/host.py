@@ -26,7 +26,7 @@ BEAT_S = 2.0
 """Seconds between signs of life of whoever gives the orders."""
 STOPPED_EARLY = 75
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_GOODBYE_S = 5.0  # loader workers notice by themselves that their rank has gone
+_GOODBYE_S = 5.0
 
 
 def main() -> int:
@@ -85,11 +85,14 @@ class _Ranks:
 
     def end(self) -> int:
         """Leave nothing behind; what the launcher ended with, 256 less the number if that was a signal."""
-        _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), _GOODBYE_S)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, _GOODBYE_S)
+        # First what may hold shared memory, then, if it does not end by itself, who removes that when nobody holds it.
+        for wanted in (False, True):
+            left = [process for process in psutil.Process().children(recursive=True) if _clears_up(process) == wanted]
+            _, alive = psutil.wait_procs(left, _GOODBYE_S if wanted else 0)
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive, _GOODBYE_S)
         if self._relay:
             self._relay.join(_GOODBYE_S)
         return STOPPED_EARLY if self._never_began else self.launcher.returncode % 256
@@ -132,6 +135,14 @@ class _Lines:
         self.over = not chunk
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         return max(map(int, lines), default=None)
+
+
+def _clears_up(process: psutil.Process) -> bool:
+    """Python's resource tracker, which outlives its rank to remove the shared memory that the rank leaves."""
+    try:
+        return any("multiprocessing.resource_tracker" in argument for argument in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _path() -> str:
