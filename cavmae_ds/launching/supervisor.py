@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cavmae_ds.checkpoint import whole_checkpoints
+from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.folder import step_of
 from cavmae_ds.config import RunConfig
+from cavmae_ds.errors import DataError
 from cavmae_ds.launching.attempt import Asked, Attempt
 from cavmae_ds.launching.hosts import CONNECTION_LOST, Host, unreachable
 from cavmae_ds.launching.sizes import largest_shape
@@ -37,19 +40,19 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code: 0 done; 2 refused, 75 stopped early, 130 quit; else that of the last of too many failures."""
-        failures = 0
+        failures, before = 0, self._saved_step()
         with Asked().listening() as asked:
             while True:
-                before = self._saved_step()
                 code = self._attempt(asked)
                 if asked.ever or code in (ExitCode.DONE, ExitCode.REFUSED, ExitCode.STOPPED):
                     return self._stopped(code) if asked.ever else code
-                failures = 1 if self._saved_step() > before else failures + 1
+                saved = self._saved_step()
+                failures, before = 1 if saved > before else failures + 1, saved
                 if failures > self.restarts:
                     _tell(f"giving up after {failures} failures without a checkpoint in between (--restarts)")
                     return code
                 pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
-                _tell(f"restart {failures} of {self.restarts} from step {self._saved_step()} in {pause_s:g} s")
+                _tell(f"restart {failures} of {self.restarts} from step {saved} in {pause_s:g} s")
                 asked.pause(pause_s)
                 if asked.ever:
                     return ExitCode.STOPPED
@@ -83,7 +86,12 @@ class Supervisor:
         return code if code in (ExitCode.DONE, ExitCode.REFUSED, ExitCode.QUIT) else ExitCode.STOPPED
 
     def _saved_step(self) -> int:
-        return max((step_of(folder.name) or 0 for folder in whole_checkpoints(self.cfg.run_dir)), default=0)
+        """Of the newest checkpoint, in the run folder or the bucket."""
+        steps = [step_of(folder.name) or 0 for folder in whole_checkpoints(self.cfg.run_dir)]
+        with suppress(DataError):  # the bucket is away; the ranks will say so if they need it
+            bucket = open_bucket(self.cfg.checkpoint.address)
+            steps += bucket.steps() if bucket else []
+        return max(steps, default=0)
 
 
 def summary(codes: Mapping[str, int]) -> int:

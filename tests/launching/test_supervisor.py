@@ -38,7 +38,7 @@ sys.exit(end)
 
 
 def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: int) -> tuple[int, list]:
-    """Exit code of a run whose attempts end by plan: (exit code, step of a new checkpoint); and the rest of the plan."""
+    """Exit code of a run whose attempts end by plan, (exit code, step of a new checkpoint), and what is left of it."""
     (folder / "rank.py").write_text(RANK)
     (folder / "plan.json").write_text(json.dumps(plan))
     train = {"global_batch": 2, "micro_batch": 2, "steps": 1}
