@@ -9,6 +9,7 @@ from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
+from cavmae_ds.launching.command import launch
 from cavmae_ds.plan.command import plan
 
 EXIT_USER_ERROR = 2
@@ -22,6 +23,16 @@ Exit codes:
   4  files of a data set are missing or damaged: each is named on stderr
 """
 
+RUN_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a defect of the program, again after every restart
+  2    something must change first: one sentence on stderr says what
+  69   a rank or a host was lost, again after every restart
+  75   stopped early, everything is saved: the same command goes on
+  130  told twice to stop: the same command goes on from the last checkpoint
+"""
+
 app = typer.Typer(
     help=f"Pretrains audio-visual masked autoencoders.\n\n{EXIT_CODES}",
     no_args_is_help=True,
@@ -33,6 +44,7 @@ for building in (prepare, import_official):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
 for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, report):
     app.command(epilog=EXIT_CODES)(command)
+app.command(epilog=RUN_EXIT_CODES)(launch)
 
 
 def main() -> None:

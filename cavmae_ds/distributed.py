@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+STORE_PATIENCE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,29 @@ def close_world() -> None:
     """Leave the process group; nothing happens if there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    control_group.cache_clear()
+
+
+def open_store(prefix: str, patience: timedelta = STORE_PATIENCE) -> dist.Store:
+    """A connection of its own to the ranks' common store, for one thread; its keys all begin with `prefix`.
+
+    A call that waits (get, wait) ends after `patience` in dist.DistStoreError, but one whose link was cut may hang for
+    ever. The connection that came with the process group is never shared: one waiting call would hold up all others.
+    """
+    # The launcher's agent (torchrun) keeps its store from one attempt to the next.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    client = dist.TCPStore(address, port, is_master=False, timeout=patience)
+    return dist.PrefixStore(f"cavmae/{attempt}/{prefix}", client)
+
+
+@cache
+def control_group() -> dist.ProcessGroup:
+    """All ranks over gloo on the CPU, whatever the device: for small numbers that must not wait for the device.
+
+    Made by the first call, which all ranks make together.
+    """
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def barrier() -> None:
@@ -91,6 +116,13 @@ def from_first_rank(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """Every rank's (picklable) value in rank order, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=control_group())
+    return values
 
 
 def max_over_ranks(values: Tensor) -> Tensor:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from cavmae_ds.distributed import World
 from cavmae_ds.partitions import find_partitions
@@ -24,30 +21,12 @@ class WeightAverage:
 
     def __init__(self, engine: Any, world: World, horizon_clips: int, global_batch: int):
         """engine: freshly built. Memory: 4 bytes for every parameter that this rank's optimizer updates."""
-        self._partitions = find_partitions(engine, world)
-        self._is_first = world.is_first
+        self._flats = find_partitions(engine, world).flats
         self._weight = -math.expm1(-global_batch / horizon_clips)  # 1 - decay, without cancellation
-        self._means = [flat.detach().clone() for flat in self._partitions.flats]
+        self.means = [flat.detach().clone() for flat in self._flats]
+        """Laid out as the flat partitions are (find_partitions)."""
 
     @torch.no_grad()
     def update(self) -> None:
         """Note one optimizer step."""
-        torch._foreach_lerp_(self._means, [flat.detach() for flat in self._partitions.flats], self._weight)
-
-    def whole(self) -> dict[str, Tensor]:
-        """The mean of every trained parameter, fp32, on the first rank's CPU; the other ranks help and get nothing."""
-        found = {}
-        for number, name in enumerate(self._partitions.names):
-            mean = self._partitions.whole(number, self._means)
-            if self._is_first:
-                found[name] = mean.cpu()
-        return found
-
-    @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Go on, bit by bit, from what whole() gave, saved as safetensors: each rank reads it and keeps its part."""
-        with safe_open(path, framework="pt") as file:
-            for mean, fragments in zip(self._means, self._partitions.fragments, strict=True):
-                for fragment in fragments:
-                    saved = file.get_tensor(self._partitions.names[fragment.parameter]).flatten()
-                    fragment.of(mean).copy_(saved.narrow(0, fragment.offset, fragment.numel))
+        torch._foreach_lerp_(self.means, [flat.detach() for flat in self._flats], self._weight)

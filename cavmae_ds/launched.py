@@ -70,3 +70,7 @@ def main() -> None:
 
 def _from_launcher(name: str, alone: int) -> int:
     return int(os.environ.get(name, alone))
+
+
+if __name__ == "__main__":  # `cavmae launch` starts ranks by module name
+    main()

@@ -1,12 +1,15 @@
 """Where this rank's fp32 values of each parameter lie: ZeRO keeps them in flat partitions, cut at any element.
 
-Optimizers that look at whole layers and the running mean of the weights need to know; nothing else does. Reads
-DeepSpeed 0.19.8's own bookkeeping (spec/engine-notes.md 4).
+Optimizers that look at whole layers, the running mean of the weights and checkpoints need to know; nothing else does.
+Reads DeepSpeed 0.19.8's own bookkeeping (spec/engine-notes.md 4).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -57,18 +60,6 @@ class Partitions:
         values = values.to(self.device)
         return values if self.replicated else sum_over_ranks(values)
 
-    def whole(self, parameter: int, flats: list[Tensor]) -> Tensor:
-        """One parameter put together, [its shape] fp32 on self.device, from tensors laid out like self.flats.
-
-        All ranks call it, all get it.
-        """
-        values = torch.zeros(self.shapes[parameter].numel(), device=self.device)
-        for flat, fragments in zip(flats, self.fragments, strict=True):
-            for fragment in fragments:
-                if fragment.parameter == parameter:
-                    values.narrow(0, fragment.offset, fragment.numel).copy_(fragment.of(flat))
-        return self.over_ranks(values).view(self.shapes[parameter])
-
 
 def find_partitions(engine: Any, world: World) -> Partitions:
     """Read the layout of a DeepSpeed engine's fp32 values, right after it was built. ZeRO 0 to 3, offloaded or not."""
@@ -80,10 +71,15 @@ def find_partitions(engine: Any, world: World) -> Partitions:
         fragments = [_shards(group, turn, world.rank) for group in zero.fp16_groups]
     elif hasattr(zero, "single_partition_of_fp32_groups"):  # stages 1 and 2
         flats = zero.single_partition_of_fp32_groups
-        fragments = [_cuts(group, turn) for group in zero.bit16_groups]
+        # Not bit16_groups: round_robin_gradients lays parameters out in an order of its own.
+        groups = zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets, flats, strict=True)
+        fragments = [_cuts(*group, turn, world.rank) for group in groups]
     elif hasattr(zero, "fp32_groups_flat_partition"):  # stage 1 in bf16 with fp32 accumulation
         flats = zero.fp32_groups_flat_partition
-        fragments = [_cuts(group, turn) for group in zero.bf16_groups]
+        fragments = [
+            _cuts(group, _one_after_the_other(group), flat, turn, world.rank)
+            for group, flat in zip(zero.bf16_groups, flats, strict=True)
+        ]
     else:  # stage 0: torch's own optimizer over the parameters
         replicated = True
         flats = [parameter for _, parameter in trainable]
@@ -98,15 +94,18 @@ def find_partitions(engine: Any, world: World) -> Partitions:
     )
 
 
-def _cuts(group: list[Any], turn: dict[int, int]) -> list[Fragment]:
-    """Stages 1 and 2: one flat tensor of the whole group, cut into equal parts."""
-    found = []
-    for parameter in group:
-        mapping = parameter._hp_mapping  # None where this rank holds nothing of it
-        if mapping is not None:
-            there, here = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
-            found.append(Fragment(turn[id(parameter)], there.start, here.start, there.numel))
+def _cuts(group: list[Tensor], offsets: Iterable[int], flat: Tensor, turn: dict[int, int], rank: int) -> list[Fragment]:
+    """Stages 1 and 2: a group's parameters, each at its offset in one long row, cut into parts of the flat's length."""
+    part, found = flat.numel(), []
+    for parameter, first in zip(group, offsets, strict=True):
+        start, stop = max(first, rank * part), min(first + parameter.numel(), (rank + 1) * part)
+        if start < stop:
+            found.append(Fragment(turn[id(parameter)], start - rank * part, start - first, stop - start))
     return found
+
+
+def _one_after_the_other(group: list[Tensor]) -> list[int]:
+    return [0, *accumulate(parameter.numel() for parameter in group[:-1])]
 
 
 def _shards(group: list[Any], turn: dict[int, int], rank: int) -> list[Fragment]:
@@ -124,6 +123,42 @@ def _own_stretch(parameter: Any, rank: int) -> tuple[int, int]:
     """Offset and length of a rank's part of a sharded parameter; the last ones may be padded."""
     part = parameter.ds_tensor.ds_numel
     return rank * part, max(0, min(part, parameter.ds_numel - rank * part))
+
+
+def frozen_stretches(engine: Any, world: World) -> Iterator[tuple[str, int, Tensor]]:
+    """Name, first element and values [n] of what this rank keeps of the parameters that no optimizer holds.
+
+    The values are the parameters' own memory, in the dtype they are computed with. Below stage 3 every rank keeps all.
+    """
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if not is_sharded(parameter):
+            yield name, 0, parameter.detach().view(-1)
+            continue
+        offset, numel = _own_stretch(parameter, world.rank)
+        if numel:
+            yield name, offset, parameter.ds_tensor.detach().narrow(0, 0, numel)
+
+
+@contextmanager
+def rewriting(engine: Any) -> Iterator[None]:
+    """Within it a rank's fp32 values may be overwritten, and its frozen stretches.
+
+    Afterwards the model computes with the fp32 values rounded and spread over the ranks just as after an optimizer
+    step. All ranks together.
+    """
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        yield
+        if engine.zero_optimization_stage() > 0:
+            zero.update_lp_params()
+        return
+    zero.checkpoint_event_prologue()  # parameters that were gathered become shards
+    yield
+    for group in range(len(zero.fp32_partitioned_groups_flat)):
+        zero._reassign_or_swap_out_partitioned_parameters(group)
+    zero.checkpoint_event_epilogue()  # small parameters stay gathered
 
 
 def whole_shape(parameter: Tensor) -> torch.Size:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from cavmae_ds import checkpoint
+from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.config.load import to_yaml
@@ -40,6 +40,7 @@ class Run:
     loader: DataLoader
     monitor: Monitor
     validation: Validation | None
+    checkpoints: Checkpoints
     start: int  # optimizer steps already done
 
 
@@ -53,8 +54,8 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
                 run.ema.update()
             run.monitor.step_done(step, done)
             run.monitor.validate(step, run.validation)
-            if step % cfg.checkpoint.every_steps == 0 or step == numbers.total_steps:
-                checkpoint.save(run.engine, run.ema, cfg, numbers, run.world, step)
+            if run.checkpoints.due(step):
+                run.checkpoints.save(step)
 
 
 @contextmanager
@@ -65,7 +66,8 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         horizon = cfg.train.ema_clips
         ema = WeightAverage(engine, world, horizon, cfg.train.global_batch) if horizon else None
-        start = checkpoint.resume(engine, ema, cfg, numbers, world)
+        checkpoints = Checkpoints(cfg, numbers, world, engine, ema)
+        start = checkpoints.resume()
         if world.is_first:
             cfg.run_dir.mkdir(parents=True, exist_ok=True)
             (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
@@ -75,7 +77,7 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         validation = Validation(cfg, world, engine, front_end) if cfg.monitor.validate_every else None
         monitor = Monitor(cfg, numbers, world, start)
         try:
-            yield Run(world, engine, ema, front_end, training_step, loader, monitor, validation, start)
+            yield Run(world, engine, ema, front_end, training_step, loader, monitor, validation, checkpoints, start)
         finally:
             monitor.close()
     finally:

@@ -6,6 +6,7 @@ from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
+from cavmae_ds.config.sections.watch import WatchConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -20,4 +21,5 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "TrainConfig",
+    "WatchConfig",
 ]

@@ -138,7 +138,7 @@ class ShardStream(Stream):
                 if (
                     attempt > self._data.download_retries
                     or spent + pause > self._data.download_timeout_seconds
-                    or (_is_final(error) and attempt >= FINAL_ATTEMPTS)
+                    or (is_final(error) and attempt >= FINAL_ATTEMPTS)
                 ):
                     raise ShardError(
                         f"{self.address.rstrip('/')}/{name} could not be fetched in {attempt} attempts and "
@@ -206,7 +206,7 @@ def _info(shard: Reader) -> FileInfo:
     return shard.file_pairs[0][0]
 
 
-def _is_final(error: Exception) -> bool:
+def is_final(error: BaseException | None) -> bool:
     """Will hardly change by waiting: the server's definite answer, or a disk that is full or may not be written."""
     answer = getattr(error, "response", None) or {}  # botocore's time-outs have one that is None
     code = answer.get("Error", {}).get("Code")

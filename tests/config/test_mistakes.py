@@ -56,6 +56,11 @@ MISTAKES = {
     "unknown optimizer": (["optim.name=adagrad"], ["optim.name", "'adamw', 'adam', 'lamb', 'lars' or 'lion'"]),
     "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
+    "silence within a few signs of life": (["watch.silence_seconds=1"], ["watch.silence_seconds", "equal to 5", "1"]),
+    "stuck before silent": (["watch.stuck_seconds=30"], ["watch: stuck_seconds", "silence_seconds = 60", "got 30"]),
+    "stuck while a batch may be waited for": (
+        ["watch.stuck_seconds=300"], ["watch.stuck_seconds", "data.timeout_seconds = 300", "got 300"],
+    ),
     "no data": (["data.train="], ["data.train"]),
     "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),
     "unknown kind of address": (["data.train=ftp://host/shards"], ["ftp://host/shards", "s3://"]),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.checkpoint import full_weights
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.normalise import training_normalisation
@@ -23,6 +22,7 @@ from cavmae_ds.losses import pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.model.masking import draw_plans
 from cavmae_ds.partitions import whole_shape
+from tests.engine.gathered import full_weights
 from tests.engine.optim_problem import numbers
 
 MIDDLING = {"preset": "tiny", "embed_dim": 384, "modality_specific_depth": 8}  # 119 MiB

@@ -14,12 +14,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds import checkpoint
-from cavmae_ds.checkpoint import full_weights
+from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import RunConfig
 from cavmae_ds.distributed import World, barrier, close_world, open_world
 from cavmae_ds.ema import WeightAverage
 from cavmae_ds.engine import build_engine
+from tests.engine.gathered import full_means, full_weights
 from tests.engine.optim_problem import CLIPS, HORIZON_CLIPS, STEPS, Layers, gradients, numbers, run_config
 
 TRAINED = [
@@ -62,16 +62,16 @@ def averaged(fragment: str, precision: str, folder: Path, world: World) -> dict[
         for name, weight in full_weights(engine, world).items():
             plain[name] = decay * plain[name] + (1 - decay) * weight
         if step == STEPS // 2 - 1:
-            checkpoint.save(engine, ema, cfg, numbers(world.size), world, step + 1)
-    result = {"mean": ema.whole(), "plain": plain, "weights": full_weights(engine, world)}
+            Checkpoints(cfg, numbers(world.size), world, engine, ema).save_and_wait(step + 1)
+    result = {"mean": full_means(engine, ema, world), "plain": plain, "weights": full_weights(engine, world)}
     engine.destroy()
 
     engine = fresh_engine(cfg, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
-    for step in range(checkpoint.resume(engine, ema, cfg, numbers(world.size), world), STEPS):
+    for step in range(Checkpoints(cfg, numbers(world.size), world, engine, ema).resume(), STEPS):
         train_step(engine, world, step)
         ema.update()
-    result |= {"resumed mean": ema.whole(), "resumed weights": full_weights(engine, world)}
+    result |= {"resumed mean": full_means(engine, ema, world), "resumed weights": full_weights(engine, world)}
     engine.destroy()
     return result
 

@@ -130,9 +130,9 @@ def test_a_rank_killed_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(r
 
 
 def test_a_finished_run_started_again_does_nothing(run_file, undisturbed):
-    before = {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.safetensors")}
     finish(run_file, undisturbed)
-    assert {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.pt")} == before
+    assert {path: path.stat().st_mtime_ns for path in checkpoint_root(undisturbed).rglob("*.safetensors")} == before
 
 
 def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_shards):
@@ -152,7 +152,7 @@ def test_only_the_newest_checkpoints_are_kept(undisturbed):
 @pytest.mark.parametrize(
     ("ranks", "override", "expected"),
     [
-        (1, "train.micro_batch=4", "saved by 2 ranks, this run has 1"),
+        (1, "train.micro_batch=2", "compared among 4, 1 ranks with train.micro_batch 2 compare it among 2"),
         (2, "model.embed_dim=64", "model.embed_dim was 32, now 64"),
         (2, "train.seed=5", "train.seed was 0, now 5"),
         (2, "train.global_batch=16", "train.global_batch was 8, now 16"),
@@ -169,7 +169,7 @@ def test_a_checkpoint_with_a_truncated_file_is_refused_by_name(run_file, undistu
 
     run_dir = tmp_path / "damaged"
     shutil.copytree(undisturbed, run_dir)
-    shard = next(whole_checkpoints(run_dir)[-1].glob("*rank_1*"))
+    shard = next(whole_checkpoints(run_dir)[-1].glob("rank-00001-*"))
     shard.write_bytes(shard.read_bytes()[:-100])
     finished = launch(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", scratch=run_file.parent)
     assert finished.returncode == 2

@@ -12,12 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.checkpoint import full_weights
 from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.distributed import World, barrier, close_world, mean_over_ranks, open_world
 from cavmae_ds.engine import build_engine, build_model
 from cavmae_ds.step import TrainingStep
 from tests.engine.compared import compare_everywhere
+from tests.engine.gathered import full_weights
 from tests.engine.whole_batch import CLIPS, STEPS, Cell, clips
 
 

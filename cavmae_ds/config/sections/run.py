@@ -13,6 +13,7 @@ from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
+from cavmae_ds.config.sections.watch import WatchConfig
 
 
 class RunConfig(Section):
@@ -32,6 +33,7 @@ class RunConfig(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -63,5 +65,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"monitor.validate_every is {self.monitor.validate_every}, but there is nothing to validate on; "
                 "set data.validation or data.validation_share"
+            )
+        if self.watch.stuck_seconds <= self.data.timeout_seconds:
+            raise ValueError(
+                f"watch.stuck_seconds must be larger than data.timeout_seconds = {self.data.timeout_seconds:g}, got "
+                f"{self.watch.stuck_seconds:g}; a rank may wait so long for a batch"
             )
         return self

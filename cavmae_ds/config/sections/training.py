@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -101,12 +102,23 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save and how much to keep."""
+    """When to save, where to, and how much to keep."""
 
+    address: str = ""
+    """s3://bucket/prefix for the checkpoints of this run alone: written to the run folder, they are sent there in the
+    background, and a start takes the newest of both. Empty: the run folder only, which all hosts must then share."""
     every_steps: Positive = 1000
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
     """Checkpoints kept; older ones are removed after a new one is whole."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints after multiples of so many optimizer steps are never removed; 0: no others than the last."""
+
+    @model_validator(mode="after")
+    def _a_bucket_has_a_prefix(self) -> CheckpointConfig:
+        if self.address and not re.fullmatch(r"s3://[^/]+/.*[^/]/?", self.address):
+            raise ValueError(f"address must be s3://bucket/prefix, or empty for the run folder, got {self.address!r}")
+        return self
 
 
 class MonitorConfig(Section):

@@ -1,0 +1,157 @@
+"""Checkpoints in a bucket: `s3://bucket/prefix/step-00000120/`, whole when its manifest is there."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlparse
+
+from cavmae_ds.checkpoint.folder import (
+    DAMAGED,
+    MANIFEST,
+    DamagedCheckpoint,
+    FileRecord,
+    Manifest,
+    is_whole,
+    parse_manifest,
+    step_name,
+    step_of,
+)
+from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.data.download import FINAL_ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S, PART_BYTES, PARTS_AT_ONCE, is_final
+from cavmae_ds.data.store import S3Store
+from cavmae_ds.errors import DataError
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 300.0
+"""So long a start waits for a bucket that does not answer."""
+_OBJECTS_AT_ONCE = 1000  # that S3 removes in one request
+
+Result = TypeVar("Result")
+
+
+class Bucket(S3Store):
+    """The checkpoints below one prefix. All methods raise DataError; endpoint and credentials as for data."""
+
+    def steps(self) -> list[int]:
+        """Whole checkpoints, in order."""
+        return [step for step, files in self._files().items() if MANIFEST in files]
+
+    def damaged(self) -> list[int]:
+        """Those that were set aside, in order."""
+        return [step for step, files in self._files().items() if MANIFEST + DAMAGED in files]
+
+    def thin_out(self, keep: Retention, newest: int) -> list[int]:
+        """Remove whole checkpoints that are superseded, and what was left half sent before `newest`; what is gone."""
+        files = self._files()
+        gone = keep.superseded([step for step in files if MANIFEST in files[step]])
+        gone += [step for step in files if step < newest and not {MANIFEST, MANIFEST + DAMAGED} & files[step]]
+        for step in gone:
+            self._remove(step)
+        return gone
+
+    def _files(self) -> dict[int, set[str]]:
+        files: dict[int, set[str]] = {}
+        for name in self.names("step-"):
+            folder, _, file = name.partition("/")
+            if (step := step_of(folder)) is not None:
+                files.setdefault(step, set()).add(file)
+        return dict(sorted(files.items()))
+
+    def address(self, step: int) -> str:
+        """What a checkpoint is called in a sentence."""
+        return f"{self.url}/{step_name(step)}"
+
+    def read_manifest(self, step: int) -> Manifest:
+        """See folder.read_manifest for further errors."""
+        return parse_manifest(self.get_bytes(f"{step_name(step)}/{MANIFEST}"), self.address(step))
+
+    def put(self, step: int, path: Path) -> None:
+        """One file of a checkpoint that is not whole yet; the file stays."""
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+        )
+        name = f"{step_name(step)}/{path.name}"
+        with self._plain_errors(name):
+            self._client.upload_file(str(path), self.bucket, self._key(name), Config=parts)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Make a checkpoint of the files that were put."""
+        name = step_name(manifest.step)
+        there = self.sizes(f"{name}/")
+        for file, record in manifest.files.items():
+            if there.get(f"{name}/{file}") != record.bytes:
+                raise DataError(f"{self.url}/{name}/{file} is not there, or not {record.bytes} bytes long")
+        self.put_bytes(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+
+    def withdraw(self, step: int) -> None:
+        """Make it no checkpoint any more; its files stay."""
+        name = f"{step_name(step)}/{MANIFEST}"
+        with self._plain_errors(name):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def set_aside(self, step: int) -> str:
+        """Take a damaged checkpoint out of the count, its files left to be looked at; what its manifest is called."""
+        name = f"{step_name(step)}/{MANIFEST}"
+        self.put_bytes(name + DAMAGED, self.get_bytes(name))
+        self.withdraw(step)
+        return f"{self.url}/{name}{DAMAGED}"
+
+    def _remove(self, step: int) -> None:
+        """First the manifest: whatever a kill leaves is no checkpoint."""
+        self.withdraw(step)
+        names = self.names(f"{step_name(step)}/")
+        for some in (names[start : start + _OBJECTS_AT_ONCE] for start in range(0, len(names), _OBJECTS_AT_ONCE)):
+            with self._plain_errors():
+                keys = [{"Key": self._key(name)} for name in some]
+                self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+
+    def fetch(self, step: int, name: str, record: FileRecord, path: Path) -> None:
+        """One file of a checkpoint, patiently. Raises DamagedCheckpoint if it is not what was written."""
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        key = f"{step_name(step)}/{name}"
+
+        def download() -> None:
+            with self._plain_errors(key):
+                self._client.download_file(self.bucket, self._key(key), str(path), Config=parts)
+
+        patiently(download, f"fetching {self.url}/{key}")
+        if not is_whole(path, record):
+            path.unlink()
+            raise DamagedCheckpoint(
+                f"checkpoint {self.address(step)!r} is damaged: the content of {name} is not what was written"
+            )
+
+
+def open_bucket(address: str) -> Bucket | None:
+    """The bucket behind checkpoint.address; None where that is empty. Raises DataError if it cannot be used."""
+    if not address:
+        return None
+    url = urlparse(address)
+    return patiently(lambda: Bucket(url.netloc, url.path.strip("/")), f"opening {address}")
+
+
+def patiently(work: Callable[[], Result], what: str) -> Result:
+    """Try again after longer and longer pauses while the bucket does not answer. Raises the last DataError."""
+    started = time.monotonic()
+    for attempt in count(1):
+        try:
+            return work()
+        except DataError as error:
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+            hopeless = is_final(error.__cause__) and attempt >= FINAL_ATTEMPTS
+            if hopeless or time.monotonic() - started + pause_s > PATIENCE_S:
+                raise
+            log.warning("%s failed (%s), next attempt in %.1f s", what, error, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")

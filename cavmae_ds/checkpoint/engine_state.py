@@ -1,0 +1,139 @@
+"""What training has changed in an engine, as pieces of named parameters, and back into an engine of any ranks.
+
+The fp32 weights, whatever the optimizer keeps for each of their elements, their running means, parameters that no
+optimizer holds, and a few numbers. Everything else follows from the run's config and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cavmae_ds.checkpoint.folder import Manifest, ParameterRecord
+from cavmae_ds.checkpoint.layout import EMA, FROZEN, MASTER, Piece, PieceReader
+from cavmae_ds.distributed import World
+from cavmae_ds.ema import WeightAverage
+from cavmae_ds.partitions import Fragment, find_partitions, frozen_stretches, rewriting, whole_shape
+
+
+class EngineState:
+    """The state of one engine on one rank. Any optimizer whose state is tensors like the weights, and numbers."""
+
+    def __init__(self, engine: Any, ema: WeightAverage | None, world: World):
+        self._engine, self._ema, self._world = engine, ema, world
+        self._partitions = find_partitions(engine, world)
+        self._copies: dict[tuple[str, int], Tensor] = {}
+
+    def pieces(self) -> list[Piece]:
+        """Copies in host memory of what this rank answers for, each element by one rank; no padding.
+
+        Good until the next call, which copies into the same memory.
+        """
+        found = []
+        if self._world.is_first or not self._partitions.replicated:
+            for state, number, flat, fragments in self._flats():
+                copy = self._host_copy(state, number, flat)
+                names = self._partitions.names
+                found += [Piece(state, names[part.parameter], part.offset, part.of(copy)) for part in fragments]
+        if self._world.is_first or self._engine.zero_optimization_stage() == 3:
+            for number, (name, offset, values) in enumerate(frozen_stretches(self._engine, self._world)):
+                found.append(Piece(FROZEN, name, offset, self._host_copy(FROZEN, number, values)))
+        if self._world.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    def parameters(self) -> dict[str, ParameterRecord]:
+        """What the model's parameters are, by name, in the model's order."""
+        return {
+            name: ParameterRecord(
+                shape=list(whole_shape(parameter)),
+                dtype=str(parameter.dtype).removeprefix("torch."),
+                trained=parameter.requires_grad,
+            )
+            for name, parameter in self._engine.module.named_parameters()
+        }
+
+    def states(self) -> list[str]:
+        """The states of a trained parameter that pieces() gives."""
+        return list(dict.fromkeys(state for state, *_ in self._flats()))
+
+    def scalars(self) -> dict[str, Any]:
+        """The numbers, the same on every rank."""
+        flat = self._partitions.flats[0]
+        held = self._optimizer.state.get(flat, {})
+        return {
+            "optimizer": {name: float(value) for name, value in held.items() if not _like(value, flat)},
+            "skipped_steps": self._engine.skipped_steps,
+            "scheduled_steps": self._engine.lr_scheduler.last_epoch,
+        }
+
+    @torch.no_grad()
+    def load(self, reader: PieceReader, manifest: Manifest) -> None:
+        """Go on from a checkpoint: the next step is the one after its last. All ranks together.
+
+        Raises CheckpointError if pieces are missing.
+        """
+        self._make_optimizer_states(manifest)
+        with rewriting(self._engine):
+            for state, _, flat, fragments in self._flats():
+                for part in fragments:
+                    reader.read(state, self._partitions.names[part.parameter], part.offset, part.of(flat))
+            for name, offset, values in frozen_stretches(self._engine, self._world):
+                reader.read(FROZEN, name, offset, values)
+        self._set_counters(manifest)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._engine.basic_optimizer
+
+    def _flats(self) -> Iterator[tuple[str, int, Tensor, list[Fragment]]]:
+        """Every tensor of this rank laid out like the fp32 weights: state, its number in it, what it is made of."""
+        partitions = self._partitions
+        for number, (flat, fragments) in enumerate(zip(partitions.flats, partitions.fragments, strict=True)):
+            yield MASTER, number, flat.detach(), fragments
+            for name, value in self._optimizer.state.get(flat, {}).items():
+                if _like(value, flat):
+                    yield name, number, value, fragments
+            if self._ema:
+                yield EMA, number, self._ema.means[number], fragments
+
+    def _host_copy(self, state: str, number: int, values: Tensor) -> Tensor:
+        copy = self._copies.get((state, number))
+        if copy is None:
+            copy = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+            self._copies[state, number] = copy
+        return copy.copy_(values, non_blocking=True)
+
+    def _make_optimizer_states(self, manifest: Manifest) -> None:
+        """Room for what the checkpoint holds; an optimizer makes its own at its first step only."""
+        moments = [state for state in manifest.states if state not in (MASTER, EMA)]
+        numbers = manifest.scalars["optimizer"].items()
+        fused = self._optimizer.defaults.get("fused")  # counts its steps on the device
+        for flat in self._partitions.flats:
+            held = self._optimizer.state.pop(flat, {})
+            if moments:
+                device = flat.device if fused else torch.device("cpu")
+                state: dict[str, Tensor] = {name: torch.tensor(value, device=device) for name, value in numbers}
+                for name in moments:
+                    state[name] = held[name] if name in held else torch.zeros_like(flat, requires_grad=False)
+                self._optimizer.state[flat] = state
+
+    def _set_counters(self, manifest: Manifest) -> None:
+        engine, scalars = self._engine, manifest.scalars
+        engine.global_steps = manifest.step
+        engine.global_samples = manifest.step * engine.train_batch_size()
+        engine.micro_steps = manifest.step * engine.gradient_accumulation_steps()
+        engine.skipped_steps = scalars["skipped_steps"]
+        schedule = engine.lr_scheduler
+        schedule.last_epoch = scalars["scheduled_steps"]
+        shares = (share(scalars["scheduled_steps"]) for share in schedule.lr_lambdas)
+        schedule._last_lr = [rate * share for rate, share in zip(schedule.base_lrs, shares, strict=True)]
+        for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def _like(value: Any, flat: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == flat.shape

@@ -1,0 +1,248 @@
+"""A checkpoint as a folder: its name, its manifest, whether it is whole.
+
+`step-00000120` holds a file of every rank and a manifest with the size and hash of each. It is written as
+`step-00000120.partial` and renamed when all of it is on the disk; one found damaged becomes `step-00000120.damaged`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
+from pydantic_core import from_json
+
+from cavmae_ds.durable import flush
+from cavmae_ds.errors import CheckpointError
+
+FORMAT = 2
+"""1 was DeepSpeed's own format in a folder with a manifest."""
+MANIFEST = "manifest.json"
+PARTIAL, DAMAGED = ".partial", ".damaged"
+
+_STEP = re.compile(r"step-(\d{8,})")
+_READ_BYTES = 1 << 20
+
+# Names come from data: one that could lead out of the folder is not accepted.
+FileName = Annotated[str, StringConstraints(pattern=r"^rank-\d{5,}-of-\d{5,}\.safetensors$")]
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is not what was written; the one before it may be."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileRecord(_Frozen):
+    """What a file must be."""
+
+    bytes: NonNegativeInt
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ParameterRecord(_Frozen):
+    """What a parameter of the model is."""
+
+    shape: list[NonNegativeInt]
+    dtype: str
+    """As torch prints it, without "torch."; a frozen parameter is saved in it, a trained one in float32."""
+    trained: bool
+    """An optimizer holds it; else it was frozen."""
+
+
+class Manifest(_Frozen):
+    """Everything about a checkpoint but its large tensors."""
+
+    format: PositiveInt = FORMAT
+    step: NonNegativeInt
+    """Optimizer steps done."""
+    clips_seen: NonNegativeInt
+    ranks: PositiveInt
+    """That wrote it; any other number can read it."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    states: list[str] = []
+    """Kinds of values saved of the parameters: master, exp_avg, ema, ..."""
+    left_out_steps: list[NonNegativeInt] = []
+    """Steps whose clips were consumed without an update."""
+    scalars: dict[str, Any] = {}
+    """What the engine and the optimizer hold besides tensors."""
+    identity: dict[str, Any] = {}
+    """What must be the same for a resume to continue the same run: setting -> value."""
+    parameters: dict[str, ParameterRecord] = {}
+    config: dict[str, Any] = {}
+    """The run's sections, as in its run file."""
+    files: dict[FileName, FileRecord] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(record.bytes for record in self.files.values())
+
+    @property
+    def stamp(self) -> str:
+        """The same only for checkpoints with the same content."""
+        return sha256("".join(sorted(record.sha256 for record in self.files.values())).encode()).hexdigest()
+
+
+def checkpoint_root(run_dir: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def whole_checkpoints(run_dir: Path) -> list[Path]:
+    """Finished checkpoints of a run, oldest first; whether their files are still what was written, verify() says."""
+    return whole_checkpoints_in(checkpoint_root(run_dir))
+
+
+def whole_checkpoints_in(root: Path) -> list[Path]:
+    """The same of any folder of checkpoints."""
+    whole = (
+        folder for folder in root.glob("step-*") if step_of(folder.name) is not None and (folder / MANIFEST).is_file()
+    )
+    return sorted(whole, key=lambda folder: int(step_of(folder.name) or 0))
+
+
+def step_name(step: int) -> str:
+    """The folder's name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in a finished checkpoint's name; None for all other names."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished checkpoint.
+
+    Raises DamagedCheckpoint if it is not what was written, CheckpointError if it is another version's.
+    """
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {MANIFEST}: {error.strerror}") from error
+    return parse_manifest(content, str(folder))
+
+
+def parse_manifest(content: bytes, address: str) -> Manifest:
+    """A manifest from its file's content; see read_manifest for the errors."""
+    try:
+        values = from_json(content)
+        version = values.get("format", 1) if isinstance(values, dict) else FORMAT
+        if version != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {address!r} has format {version}, this version of cavmae_ds reads {FORMAT}; go on with "
+                "the version that wrote it, or choose another run_dir"
+            )
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST}: {where}: {problem['msg']}") from None
+    except ValueError as error:
+        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST} is no JSON ({error})") from None
+
+
+def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:
+    """sha256 of a file's content; `read` is told the bytes of every piece."""
+    digest, buffer = sha256(), memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            read(count)
+    return digest.hexdigest()
+
+
+def is_whole(path: Path, record: FileRecord, read: Callable[[int], None] = lambda _: None) -> bool:
+    """Whether a file is what was written."""
+    return path.stat().st_size == record.bytes and file_hash(path, read) == record.sha256
+
+
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    share: slice = slice(None),
+    read: Callable[[int], None] = lambda _: None,
+    threads: int = 2,
+) -> None:
+    """Compare a share of the files, in the order of their names, with the manifest: first all sizes, then hashes.
+
+    read: told the bytes of every piece read, by several threads. Raises DamagedCheckpoint naming the file.
+    """
+    mine = [(folder / name, record) for name, record in sorted(manifest.files.items())[share]]
+
+    def damaged(path: Path, what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {path.name} {what}")
+
+    def check(path: Path, record: FileRecord) -> None:
+        try:
+            if not is_whole(path, record, read):
+                raise damaged(path, "is not what was written")
+        except OSError as error:
+            raise damaged(path, f"cannot be read: {error.strerror}") from error
+
+    for path, record in mine:
+        if not path.is_file():
+            raise damaged(path, "is missing")
+        if (size := path.stat().st_size) != record.bytes:
+            raise damaged(path, f"is {size} bytes long, not {record.bytes}")
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for done in [pool.submit(check, *each) for each in mine]:
+                done.result()
+        except DamagedCheckpoint:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def partial(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is one."""
+    return root / f"{step_name(step)}{PARTIAL}"
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make a checkpoint of a partial folder whose files are on the disk; an older one of the same step goes."""
+    path = folder / MANIFEST
+    path.write_text(manifest.model_dump_json(indent=1))
+    for written in (path, folder):
+        flush(written)
+    final = folder.with_name(step_name(manifest.step))
+    older = _renamed(final, PARTIAL) if final.exists() else None
+    folder.rename(final)
+    flush(final.parent)
+    if older:
+        shutil.rmtree(older)
+
+
+def remove_partials(root: Path) -> None:
+    """Remove what killed processes were writing, fetching or removing. Nobody may be at it."""
+    for folder in root.glob(f"step-*{PARTIAL}"):
+        shutil.rmtree(folder)
+
+
+def remove(folder: Path) -> None:
+    """Rename first: a kill in the middle of deleting must not leave half a checkpoint under a whole one's name."""
+    shutil.rmtree(_renamed(folder, PARTIAL))
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a damaged checkpoint out of the count, all of it left to be looked at; where it is now."""
+    aside = _renamed(folder, DAMAGED)
+    flush(folder.parent)
+    return aside
+
+
+def _renamed(folder: Path, suffix: str) -> Path:
+    """Under a free name that ends in `suffix`."""
+    number = 0
+    while (target := folder.with_name(f"{folder.name}{f'.{number}' if number else ''}{suffix}")).exists():
+        number += 1
+    return folder.rename(target)

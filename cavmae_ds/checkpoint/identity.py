@@ -1,0 +1,64 @@
+"""What must be the same for a resume to continue the same run. The number of ranks and the ZeRO stage are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cavmae_ds.checkpoint.folder import Manifest
+from cavmae_ds.config import RunConfig
+from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.errors import CheckpointError
+
+_POOL = "clips compared with each other"
+
+
+def identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
+    """Setting -> value, as JSON has them."""
+    # The sizes count, not what they were called, nor in which portions they are computed.
+    sizes = cfg.model.model_dump(mode="json", exclude={"preset", "decoder_chunk", "checkpoint_towers"})
+    model = {f"model.{key}": value for key, value in sizes.items()}
+    train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
+    ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
+    optim = {"optim.name": cfg.optim.name}
+    data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
+    counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
+    pool = {}
+    if cfg.loss.contrastive_weight > 0:
+        pool = {_POOL: _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)}
+    return model | train | ema | optim | data | counts | pool
+
+
+def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunNumbers, folder: Path) -> None:
+    """Raises CheckpointError, naming what differs, if a checkpoint is not this run's."""
+    now, saved = identity(cfg, numbers), manifest.identity
+    differing = [key for key, value in now.items() if key != _POOL and saved.get(key) != value]
+    if differing:
+        changes = ", ".join(f"{key} was {saved.get(key)}, now {now[key]}" for key in differing)
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} belongs to another run ({changes}); restore it or choose another run_dir"
+        )
+    if _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} was trained by {manifest.ranks} ranks with every clip compared among "
+            f"{saved[_POOL]}, {numbers.ranks} ranks with train.micro_batch {cfg.train.micro_batch} compare it among "
+            f"{now[_POOL]}; {_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
+        )
+
+
+def _pool(cfg: RunConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:
+    """Candidates for a clip in the contrastive loss, itself among them (contrastive.Negatives)."""
+    if cfg.contrastive.chunks:
+        return cfg.train.global_batch // cfg.contrastive.chunks
+    everywhere = cfg.train.global_batch if two_pass else micro_batch * ranks
+    return everywhere if cfg.contrastive.negatives == "global" else everywhere // ranks
+
+
+def _advice(cfg: RunConfig, ranks_before: int, ranks: int, pool: int) -> str:
+    """What gives so many candidates again: "set train.micro_batch: 4 or contrastive.two_pass: true"."""
+    batch, two_pass = cfg.train.global_batch, cfg.contrastive.two_pass
+    fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)
+    settings = [f"train.micro_batch: {micro}" for micro in fitting if _pool(cfg, ranks, micro, two_pass) == pool][:1]
+    if not two_pass and _pool(cfg, ranks, cfg.train.micro_batch, True) == pool:
+        settings.append("contrastive.two_pass: true")
+    return f"set {' or '.join(settings)}" if settings else f"start {ranks_before} ranks"

@@ -1,0 +1,170 @@
+"""Finished checkpoints go to a bucket in the background: each rank sends its file, then the first rank the manifest.
+
+This is done in rounds; what the ranks say to each other (r: a rank), each round under its number:
+
+    step      rank 0 has chosen the newest checkpoint that is not there yet   -> all
+    sent/r    r has sent its share of the files, or why not                   -> rank 0
+    ended     the checkpoint is in the bucket, or why not                     -> all
+
+After a round that failed comes a pause and another one, about the newest checkpoint of that time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from threading import Condition, Event, Thread
+
+from cavmae_ds.checkpoint.bucket import Bucket
+from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard, told_by_first_rank
+from cavmae_ds.checkpoint.folder import Manifest, read_manifest, step_name, whole_checkpoints_in
+from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.distributed import World
+from cavmae_ds.errors import DataError, UserError
+
+log = logging.getLogger(__name__)
+
+ROUND_LIMIT_S = 3600.0
+"""A round has failed when another rank has said nothing for so long."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LOOK_EVERY_S = 2.0  # for the next round: hundreds of ranks ask
+
+
+class Uploads:
+    """What is still to be sent, and the thread that sends it."""
+
+    def __init__(self, bucket: Bucket, disk: Disk, world: World, keep: Retention):
+        """All ranks call it. A checkpoint that the start before could not send is sent now."""
+        self._bucket, self._disk, self._world, self._keep = bucket, disk, world, keep
+        self._stop, self._news, self._changed = Event(), Event(), Condition()
+        self._talk = Talk("uploads", self._stop, _LOOK_EVERY_S)
+        self._wanted, self._arrived = told_by_first_rank(world, self._left_over)
+        self._failure, self._failures = "", 0  # why the last round failed, and how many did, one after the other
+        self._outcomes: list[Outcome] = []
+        self._sent: set[tuple[str, str]] = set()  # (stamp, file) of what need not be sent again
+        self.in_use: set[int] = set()
+        """Steps whose folders are being read; they must stay."""
+        self._thread = Thread(target=self._run, daemon=True, name="upload")
+        self._thread.start()
+
+    def announce(self, manifest: Manifest) -> None:
+        """A checkpoint has been finished; every rank says so."""
+        with self._changed:
+            self._wanted = manifest.stamp
+        self._news.set()
+
+    def wait(self, limit_s: float) -> str:
+        """Wait until the newest checkpoint is in the bucket; why it is not there after limit_s, or nothing."""
+        with self._changed:
+            if self._changed.wait_for(lambda: self._wanted == self._arrived, limit_s):
+                return ""
+            return self._failure or f"it takes longer than {limit_s:.0f} s"
+
+    def finished(self) -> list[Outcome]:
+        """Rounds that have ended since this was last asked, oldest first."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def close(self) -> None:
+        """Stop sending; the next start goes on with it."""
+        self._stop.set()
+        self._news.set()
+        self._thread.join(5.0)
+
+    def _left_over(self) -> tuple[str, str]:
+        """The stamp of the newest checkpoint here, and once more if the bucket has one that is as new."""
+        here = whole_checkpoints_in(self._disk.root)
+        if not here:
+            return "", ""
+        newest, there = read_manifest(here[-1]), self._bucket.steps()
+        return newest.stamp, newest.stamp if there and there[-1] >= newest.step else ""
+
+    def _run(self) -> None:
+        try:
+            for number in count(1):
+                self._round(number)
+        except Unheard:  # the run is ending
+            return
+        except Exception:
+            log.exception("checkpoints are no longer sent to %s", self._bucket.url)
+
+    def _round(self, number: int) -> None:
+        talk, started = self._talk, time.monotonic()
+        if self._world.is_first:
+            talk.say(f"{number}/step", str(self._choose()))
+        step = int(talk.hear(f"{number}/step"))
+        self.in_use = {step}
+        manifest, failure = self._send_share(self._disk.root / step_name(step))
+        talk.say(f"{number}/sent/{self._world.rank}", failure)
+        if self._world.is_first:
+            talk.say(f"{number}/ended", self._publish(number, manifest))
+            talk.forget(list(self._keys(number - 1)))
+        failure = talk.hear(f"{number}/ended", ROUND_LIMIT_S)
+        self.in_use = set()
+        size = manifest.bytes if manifest and not failure else 0
+        self._outcomes.append(Outcome(step, failure, time.monotonic() - started, size))
+        with self._changed:
+            self._failure, self._failures = failure, self._failures + 1 if failure else 0
+            if manifest and not failure:
+                self._arrived = manifest.stamp
+            self._changed.notify_all()
+
+    def _choose(self) -> int:
+        """The newest checkpoint here, when it is not the one that arrived last; after failures not at once."""
+        while True:
+            if self._failures:
+                self._pause()
+            self._news.clear()
+            here = whole_checkpoints_in(self._disk.root)
+            newest = read_manifest(here[-1]) if here else None
+            if self._stop.is_set():
+                raise Unheard("this rank is ending")
+            if not newest or newest.stamp == self._arrived:
+                self._news.wait()
+                continue
+            try:
+                self._bucket.withdraw(newest.step)  # one of this step that was saved before a rewind
+                return newest.step
+            except DataError as error:
+                self._failure, self._failures = str(error), self._failures + 1
+
+    def _pause(self) -> None:
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._failures - 1)) * random.uniform(0.75, 1.25)
+        log.warning("sending a checkpoint failed (%s), next attempt in %.0f s", self._failure, pause_s)
+        self._stop.wait(pause_s)
+
+    def _send_share(self, folder: Path) -> tuple[Manifest | None, str]:
+        """This rank's part of the files that lie here, and why it was not sent."""
+        sharers, rank = self._disk.sharers, self._world.rank
+        try:
+            manifest = read_manifest(folder)
+            self._sent = {(stamp, name) for stamp, name in self._sent if stamp == manifest.stamp}
+            here = [name for name in sorted(manifest.files) if (folder / name).is_file()]
+            for name in here[sharers.index(rank) :: len(sharers)]:
+                if (manifest.stamp, name) not in self._sent:
+                    self._bucket.put(manifest.step, folder / name)
+                    self._sent.add((manifest.stamp, name))
+        except (UserError, OSError) as error:
+            return None, f"rank {rank}: {error}"
+        return manifest, ""
+
+    def _publish(self, number: int, manifest: Manifest | None) -> str:
+        """Make a checkpoint of what all have sent; or why it is none."""
+        try:
+            for rank in range(self._world.size):
+                if failure := self._talk.hear(f"{number}/sent/{rank}", ROUND_LIMIT_S):
+                    return failure
+            if manifest:
+                self._bucket.publish(manifest)
+                self._bucket.thin_out(self._keep, manifest.step)
+        except (UserError, Unheard) as error:
+            return str(error)
+        return ""
+
+    def _keys(self, number: int) -> Iterator[str]:
+        yield from (f"{number}/step", f"{number}/ended")
+        yield from (f"{number}/sent/{rank}" for rank in range(self._world.size))

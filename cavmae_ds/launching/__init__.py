@@ -1,0 +1,1 @@
+"""`cavmae launch`: ranks on one host or many, started, watched from outside and started again."""

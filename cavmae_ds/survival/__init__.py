@@ -1,0 +1,1 @@
+"""How the ranks of a run stop together, notice each other's end, and leave nothing behind."""

@@ -1,0 +1,113 @@
+"""Forks ranks from one process that has imported everything; tests/launcher.py starts it and talks to it.
+
+Requests come through stdin, one JSON object a line. Each is answered with two lines: {"pids": [...]} at once, and
+{"returncode": ...} when all ranks have ended. It ends with its stdin, and its ranks with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+GRACE_S = 1.0
+"""The launcher looks once a second whether a rank has failed."""
+END_S = 30.0
+"""And so long it waits for the others to end after SIGTERM."""
+
+
+def import_everything() -> None:
+    """What takes a rank its first seconds."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import matplotlib.figure  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    import cavmae_ds.launched
+    import cavmae_ds.pretrain  # noqa: F401
+
+
+def serve() -> dict[str, Any] | None:
+    """Answer requests until there are no more: None. In a forked rank, return the request instead."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what is printed while importing is no answer
+    import_everything()
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        assert len(list(Path("/proc/self/task").iterdir())) == 1, "only a process of one thread may be forked"
+        pids: list[int] = []
+        for rank in range(request["ranks"]):
+            pid = os.fork()
+            if not pid:
+                answers.close()
+                become(rank, request)
+                return request
+            os.setpgid(pid, pid)  # here and in the rank, whoever is first
+            pids.append(pid)
+        print(json.dumps({"pids": pids}), file=answers, flush=True)
+        try:
+            returncode = wait(pids)
+        finally:
+            signal_all(pids, signal.SIGKILL)
+        print(json.dumps({"returncode": returncode}), file=answers, flush=True)
+    return None
+
+
+def become(rank: int, request: dict[str, Any]) -> None:
+    """Make this forked process what the launcher would have started."""
+    os.setpgid(0, 0)
+    os.environ.clear()
+    local = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ.update(request["environment"] | local)
+    os.chdir(request["folder"])
+    output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+    sys.argv = [request["script"], f"--local_rank={rank}", *request["arguments"]]
+    sys.path[0] = str(Path(request["script"]).parent)
+    tempfile.tempdir = None  # found anew from TMPDIR
+    np.random.seed()  # a new process draws numbers of its own; Python's random sees to it by itself
+    torch.seed()
+
+
+def wait(pids: list[int]) -> int:
+    """Until all ranks have ended: 0, or what the first one to fail left with; the others are then ended."""
+    alive, returncode, ends = set(pids), 0, []
+    while alive:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            alive.discard(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if code and not returncode:
+                returncode, now = code % 256, time.monotonic()
+                ends = [(now + GRACE_S, signal.SIGTERM), (now + GRACE_S + END_S, signal.SIGKILL)]
+            continue
+        if ends and time.monotonic() > ends[0][0]:
+            signal_all(alive, ends.pop(0)[1])
+        if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks while ranks run: whoever would is gone
+            sys.exit(1)
+    return returncode
+
+
+def signal_all(ranks: list[int] | set[int], number: int) -> None:
+    """To ranks and to the workers they have started."""
+    for pid in ranks:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, number)
+
+
+if __name__ == "__main__":
+    request = serve()
+    if request:
+        runpy.run_path(request["script"], run_name="__main__")
