@@ -1,0 +1,138 @@
+"""The acceptance tests of spec/cav-mae.md 8, by number: here, or where they stand."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from cavmae_ds.config import InitConfig, ModelConfig
+from cavmae_ds.exchange.init import start_from
+from cavmae_ds.exchange.official import load_official
+from cavmae_ds.model.cavmae import CAVMAE
+from cavmae_ds.model.classifier import CAVMAEFT, CAVMAEFTAudio
+
+TESTS = Path(__file__).parent
+
+
+def assert_stands(file: str, *tests: str) -> None:
+    """Each of these is a test of that file, and nothing skips it there."""
+    found = _tests_in(TESTS / file)
+    for test in tests:
+        assert test in found, f"{file} has no {test}"
+        assert "skip" not in found[test], f"{file}: {test} is skipped ({found[test]})"
+
+
+@cache
+def _tests_in(path: Path) -> dict[str, str]:
+    """Name of each test function -> its decorators."""
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: " ".join(ast.unparse(mark) for mark in node.decorator_list) for node in functions}
+
+
+def test_acceptance_01_names_shapes_and_counts():
+    assert_stands(
+        "model/test_cavmae_golden.py",
+        "test_the_base_model_has_the_official_names_shapes_and_counts",
+        "test_names_shapes_and_order_are_the_official_ones",
+    )
+    assert_stands("model/test_classifier.py", "test_names_shapes_and_counts_are_the_official_ones")
+
+
+def test_acceptance_02_position_rows_and_sums():
+    assert_stands(
+        "model/test_patches.py",
+        "test_position_rows_are_the_official_ones",
+        "test_position_tables_add_up_to_the_official_sums",
+    )
+
+
+def test_acceptance_03_golden_features_losses_and_logits():
+    assert_stands(
+        "model/test_cavmae_golden.py",
+        "test_base_features_are_the_official_ones",
+        "test_base_losses_are_the_official_ones",
+        "test_base_masks_and_predictions_are_the_official_ones",
+    )
+    assert_stands(
+        "model/test_classifier.py",
+        "test_base_logits_are_the_official_ones",
+        "test_logits_of_every_mode_are_the_official_ones",
+    )
+
+
+@pytest.fixture(scope="module", params=["module.", ""], ids=["prefixed", "bare"])
+def base_file(request, tmp_path_factory) -> Path:
+    """A pretrained base model in an official file: names and shapes as they are, every value zero, one byte in all."""
+    with torch.device("meta"):
+        entries = CAVMAE(ModelConfig()).state_dict()
+    path = tmp_path_factory.mktemp("official") / "base.pth"
+    torch.save({request.param + name: torch.zeros(()).expand(t.shape) for name, t in entries.items()}, path)
+    return path
+
+
+def test_acceptance_04_prefixed_and_bare_files_load_strictly_and_a_classifier_lacks_4_and_leaves_173(base_file):
+    weights = load_official(base_file)
+    assert (weights.kind, weights.model, len(weights.tensors)) == ("pretrain", ModelConfig(), 647)
+
+    written: list[torch.Tensor] = []
+    with torch.device("meta"):
+        classifier = CAVMAEFT(ModelConfig(), 527)
+    origin = start_from(
+        classifier, InitConfig(from_checkpoint=base_file), ModelConfig(), lambda p, _: written.append(p)
+    )
+
+    assert (len(origin.missing), len(origin.unexpected), len(written)) == (4, 173, 647 - 173)
+    assert all(name.startswith("mlp_head.") for name in origin.missing)
+    assert_stands(
+        "exchange/test_official.py",
+        "test_an_official_file_comes_back_bit_by_bit",
+        "test_names_under_another_prefix_or_spelling_are_refused_not_trained_from_scratch",
+    )
+    assert_stands("exchange/test_init.py", "test_a_classifier_takes_all_but_the_decoder_and_keeps_its_fresh_head")
+
+
+def test_acceptance_04_classifiers_have_478_and_252_entries():
+    with torch.device("meta"):
+        assert len(CAVMAEFT(ModelConfig(), 309).state_dict()) == 478
+        assert len(CAVMAEFTAudio(ModelConfig(), 527).state_dict()) == 252
+
+
+def test_acceptance_05_adaptation_of_an_mae():
+    assert_stands("exchange/test_mae.py", "test_every_row_of_the_adaptation_and_nothing_else")
+
+
+def test_acceptance_06_kept_counts_and_structured_counts():
+    assert_stands(
+        "model/test_masking.py",
+        "test_as_many_patches_are_kept_as_officially",
+        "test_structured_masks_choose_the_official_columns_and_rows",
+    )
+
+
+def test_acceptance_07_the_direction_of_the_contrastive_loss():
+    assert_stands("model/test_losses.py", "test_the_contrastive_loss_looks_from_image_to_sound_as_officially")
+
+
+def test_acceptance_08_the_filter_bank():
+    assert_stands(
+        "data/test_spectrogram.py",
+        "test_values_are_the_official_ones",
+        "test_padding_is_louder_than_silence",
+        "test_only_the_fourth_mel_bin_is_empty_and_nyquist_counts_for_nothing",
+    )
+
+
+def test_acceptance_09_the_table_of_frames():
+    assert_stands("data/test_prepare_windows.py", "test_the_official_rule_picks_the_frames_of_its_table")
+
+
+def test_acceptance_12_chunks_of_a_batch_are_the_official_gpus():
+    assert_stands(
+        "engine/test_same_mathematics.py",
+        "test_the_official_gpus_are_parts_of_the_batch",
+    )
+    assert_stands("model/test_losses.py", "test_the_mean_over_ranks_is_the_loss_of_the_whole_batch")
