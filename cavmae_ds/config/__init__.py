@@ -1,6 +1,8 @@
 """Run configuration: sections, loading, and the numbers that follow from them."""
 
+from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.config.sections.data import DataConfig, SourceConfig
+from cavmae_ds.config.sections.finetune import FinetuneConfig
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
@@ -10,8 +12,10 @@ from cavmae_ds.config.sections.watch import WatchConfig
 
 __all__ = [
     "CheckpointConfig",
+    "CommonConfig",
     "ContrastiveConfig",
     "DataConfig",
+    "FinetuneConfig",
     "InitConfig",
     "LossConfig",
     "MaskConfig",

@@ -7,22 +7,38 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from cavmae_ds.config.sections.common import CommonConfig
+from cavmae_ds.config.sections.finetune import FinetuneConfig
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError
 
+Kind = TypeVar("Kind", bound=CommonConfig)
+
+KINDS: tuple[type[CommonConfig], ...] = (RunConfig, FinetuneConfig)
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file, apply overrides of the form `section.key=value`, check everything.
+    """Read a pretraining run's file; see load_run."""
+    return load_run(path, RunConfig, overrides)
 
-    Raises ConfigError: no such file, not YAML, bad override, unknown key (with the nearest right one),
-    wrong type, value out of range, sections that contradict each other.
+
+def load_run(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kind:
+    """Read the file of a run of one kind, apply overrides of the form `section.key=value`, check everything.
+
+    Raises ConfigError: no such file, not YAML, a run of another kind, bad override, unknown key (with the nearest right
+    one), wrong type, value out of range, sections that contradict each other.
     """
+    return validate_run(read_values(path, overrides), kind)
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A run file with its overrides, as plain values. Raises ConfigError: no such file, not YAML, bad override."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -32,19 +48,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"the run file {str(path)!r} must hold `section:` mappings, got {_kind(values)}")
     for override in overrides:
         _apply_override(values, override)
-    return validate_config(values)
+    return values
 
 
 def validate_config(values: dict[str, Any]) -> RunConfig:
-    """Check plain values (as read from YAML); see load_config for the errors."""
+    """Check plain values of a pretraining run (as read from YAML); see load_run for the errors."""
+    return validate_run(values, RunConfig)
+
+
+def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Check plain values of a run of one kind; see load_run for the errors."""
+    for other in KINDS:
+        foreign = values.keys() & (other.model_fields.keys() - kind.model_fields.keys())
+        if other is not kind and foreign:
+            raise ConfigError(
+                f"section {', '.join(map(repr, sorted(foreign)))} belongs to a run for {other.script}, this is "
+                f"{kind.script}; start it with that, or leave the section out"
+            )
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(problem) for problem in error.errors())) from None
+        raise ConfigError("; ".join(_sentence(problem, kind) for problem in error.errors())) from None
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved config, every key with its value, loadable by load_config."""
+def to_yaml(config: CommonConfig) -> str:
+    """The resolved config, every key with its value, loadable by load_run."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -86,12 +114,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     target[parts[-1]] = _parse_yaml(text, f"override {override!r}")
 
 
-def _sentence(problem: ErrorDetails) -> str:
+def _sentence(problem: ErrorDetails, kind: type[BaseModel]) -> str:
     """One problem as: which key, what it must be, what was got."""
     key = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {key!r}{_nearest(problem['loc'])}"
+            return f"unknown key {key!r}{_nearest(problem['loc'], kind)}"
         case "missing":
             return f"missing key {key!r}: this run needs it"
         case "value_error":  # raised by a section's own validator, which names its fields
@@ -106,10 +134,10 @@ def _sentence(problem: ErrorDetails) -> str:
     return f"{key!r} {rule}, got {json.dumps(problem['input'], default=str)}"
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:
     """`, did you mean 'mask.audio_ratio'?`: the key of the same name elsewhere, else one spelled alike."""
     wrong = ".".join(str(part) for part in location)
-    known = list(_all_keys(RunConfig))
+    known = list(_all_keys(kind))
     same_name = [key for key in known if key.split(".")[-1] == str(location[-1])]
     siblings = [key for key in known if key.rpartition(".")[0] == wrong.rpartition(".")[0]]
     near = same_name or difflib.get_close_matches(wrong, siblings, 2) or difflib.get_close_matches(wrong, known, 1)

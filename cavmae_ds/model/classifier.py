@@ -5,19 +5,17 @@ B clips, La + Lv tokens, D width, C classes.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.config.sections.classify import Mode
 from cavmae_ds.data.normalise import Normalisation
 from cavmae_ds.model.blocks import Modality
 from cavmae_ds.model.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
 
-Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
-"""What the classifier is given. The word after "missing" is what is there: for testing a model that was finetuned
-multimodally."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 

@@ -1,0 +1,73 @@
+"""What finetuning trains and how it is judged. Defaults are the official recipes' (spec/cav-mae.md 4.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cavmae_ds.config.sections.base import Positive, Section
+
+Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
+"""What the classifier is given. The word after "missing" is what is there: for testing a model that was finetuned
+multimodally (spec/cav-mae.md 1.10)."""
+
+
+class ClassifierConfig(Section):
+    """The head, and what of the encoder is trained with it."""
+
+    mode: Mode = "multimodal"
+    """Both modalities, or one of them."""
+    classes: Annotated[int, Field(ge=0)] = 0
+    """Classes of the head; 0: as many as the training shards name."""
+    freeze_base: bool = False
+    """Train the head alone: a linear probe of the encoder."""
+    head_lr_ratio: Annotated[float, Field(gt=0)] = 50.0
+    """The head's learning rate over the encoder's."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block's learning rate over that of the block after it; 1 trains all alike, as the official program does."""
+
+
+class ClassificationLossConfig(Section):
+    """What is minimised."""
+
+    kind: Literal["bce", "ce"] = "bce"
+    """Binary cross-entropy of every class (clips of several classes), or cross-entropy (of exactly one)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Moves so much of each target to all classes alike (spec/cav-mae.md 3.6); not in evaluation."""
+
+
+class AverageConfig(Section):
+    """A plain mean of the weights after several epochs: what is evaluated in the end (spec/cav-mae.md 4.5)."""
+
+    from_epoch: Annotated[int, Field(ge=0)] = 0
+    """First epoch whose weights count, from 1; 0 averages nothing."""
+    to_epoch: Annotated[int, Field(ge=0)] = 0
+    """Last epoch whose weights count."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> AverageConfig:
+        if bool(self.from_epoch) != bool(self.to_epoch) or self.from_epoch > self.to_epoch:
+            raise ValueError(
+                f"from_epoch and to_epoch must be a range of epochs, from 1 on, or both 0, got {self.from_epoch} to "
+                f"{self.to_epoch}"
+            )
+        return self
+
+    @property
+    def on(self) -> bool:
+        """True if weights are averaged."""
+        return self.from_epoch > 0
+
+
+class EvaluateConfig(Section):
+    """How a finetuned model is judged (spec/cav-mae.md 5.1)."""
+
+    metric: Literal["map", "accuracy"] = "map"
+    """What the best epoch is best in: mean average precision (clips of several classes), or accuracy."""
+    every_epochs: Positive = 1
+    """Epochs between evaluations while training, of the middle frame alone."""
+    frames: Literal[1, 10] = 10
+    """Frames of each clip whose probabilities are averaged in the final evaluation; 1 is the middle frame."""
+    batch: Positive = 64
+    """Clips of one forward pass on one rank."""

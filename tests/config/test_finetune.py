@@ -1,0 +1,58 @@
+"""Files of finetuning runs: what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cavmae_ds.config import FinetuneConfig, RunConfig
+from cavmae_ds.config.load import load_run, to_yaml, validate_run
+from cavmae_ds.errors import ConfigError
+
+TRAIN = {"epochs": 15, "global_batch": 36, "micro_batch": 9}
+
+
+def finetuning(**sections) -> FinetuneConfig:
+    return validate_run({"train": TRAIN, "classifier": {"mode": "audioonly"}} | sections, FinetuneConfig)
+
+
+def test_a_resolved_run_file_is_read_back_as_it_was(tmp_path):
+    cfg = finetuning(average={"from_epoch": 3, "to_epoch": 15}, augment={"mixup": 0.25})
+    (tmp_path / "run.yaml").write_text(to_yaml(cfg))
+    assert load_run(tmp_path / "run.yaml", FinetuneConfig) == cfg
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"train": {"steps": 5}}, "train.epochs must be given"),
+        ({"average": {"from_epoch": 3, "to_epoch": 16}}, "average.to_epoch must be at most train.epochs = 15, got 16"),
+        ({"average": {"from_epoch": 3}}, "got 3 to 0"),
+        ({"loss": {"kind": "ce"}}, "set evaluate.metric accuracy, or loss.kind bce"),
+        ({"classifier": {"mode": "audio"}}, "'classifier.mode' must be 'multimodal', 'audioonly'"),
+        ({"model": {"decoder_chunk": 4}}, "a classifier has no decoder"),
+        ({"augment": {"mixupp": 1}}, "did you mean 'augment.mixup'"),
+        (
+            {"mask": {"audio_ratio": 0.5}},
+            "section 'mask' belongs to a run for launch/pretrain.py, this is launch/finet",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(sections, said):
+    with pytest.raises(ConfigError) as refused:
+        finetuning(**sections)
+    assert said in str(refused.value)
+
+
+def test_a_finetuning_run_is_no_pretraining_run():
+    with pytest.raises(ConfigError, match=r"section 'classifier' belongs to a run for launch/finetune\.py"):
+        validate_run({"train": TRAIN, "classifier": {}}, RunConfig)
+
+
+def test_a_pretraining_recipe_cannot_be_finetuned():
+    recipe = Path(__file__).resolve().parents[2] / "launch" / "recipes" / "base.yaml"
+    assert "classifier" not in yaml.safe_load(recipe.read_text())
+    with pytest.raises(ConfigError, match="missing key 'classifier'"):
+        load_run(recipe, FinetuneConfig)
