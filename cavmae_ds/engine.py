@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World
 from cavmae_ds.exchange.init import initialise
 from cavmae_ds.model.cavmae import CAVMAE
-from cavmae_ds.optim import LayerwiseOptimizer, build_optimizer, learning_rate_share
+from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.encoder import Encoder
+from cavmae_ds.optim import LayerwiseOptimizer, all_alike, build_optimizer, classifier_rate, learning_rate_share
 from cavmae_ds.partitions import find_partitions, write_shard
 
 
-def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
+def engine_config(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
     """The fragment plus all that the run file decides. Raises ConfigError where the two overlap."""
     config = {
         **read_fragment(cfg),
@@ -37,7 +39,7 @@ def engine_config(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     return config
 
 
-def build_model(cfg: RunConfig, numbers: RunNumbers, world: World) -> CAVMAE:
+def build_model(cfg: CommonConfig, numbers: CommonNumbers, world: World) -> Encoder:
     """The model of a run with its initial weights, on the CPU.
 
     For ZeRO-3 on the device instead, every layer cut into shards as soon as it is made: no rank ever holds the model
@@ -47,25 +49,33 @@ def build_model(cfg: RunConfig, numbers: RunNumbers, world: World) -> CAVMAE:
 
     torch.manual_seed(cfg.train.seed)
     config = engine_config(cfg, numbers)
-    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
     write = partial(write_shard, rank=world.rank)
     if zero_stage(config) < 3:
-        model = CAVMAE(cfg.model, normalisation)
+        model = _blank_model(cfg, numbers)
     else:
         with deepspeed.zero.Init(config_dict_or_path=config):
-            model = CAVMAE(cfg.model, normalisation)
+            model = _blank_model(cfg, numbers)
         model.reset_parameters(write)
     initialise(model, cfg.init, cfg.model, cfg.run_dir, world, write)
     return model
 
 
-def build_engine(cfg: RunConfig, numbers: RunNumbers, model: CAVMAE, world: World) -> Any:
+def _blank_model(cfg: CommonConfig, numbers: CommonNumbers) -> Encoder:
+    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+    if isinstance(numbers, FinetuneNumbers):
+        return CAVMAEFT(cfg.model, numbers.classes, normalisation)
+    return CAVMAE(cfg.model, normalisation)
+
+
+def build_engine(cfg: CommonConfig, numbers: CommonNumbers, model: Any, world: World) -> Any:
     """Wrap a freshly initialised model: frozen leftovers, optimizer, schedule, ZeRO. Returns a DeepSpeedEngine."""
     import deepspeed
 
     freeze_unused(model, cfg)
     batch = cfg.train.global_batch
-    optimizer = build_optimizer(model.named_parameters(), cfg.optim, cfg.optim.peak_learning_rate(batch), world.device)
+    rate_of = partial(classifier_rate, cfg=cfg.classifier, model=cfg.model) if _finetunes(cfg) else all_alike
+    peak = cfg.optim.peak_learning_rate(batch)
+    optimizer = build_optimizer(model.named_parameters(), cfg.optim, peak, world.device, rate_of)
     share = partial(
         learning_rate_share,
         cfg=cfg.optim, total_steps=numbers.total_steps, steps_per_epoch=numbers.steps_per_epoch, global_batch=batch,
@@ -101,9 +111,22 @@ def take_step(engine: Any) -> torch.Tensor | float:
     return engine.get_global_grad_norm() if norm is None else norm
 
 
-def freeze_unused(model: CAVMAE, cfg: RunConfig) -> None:
-    """Parameters that no loss of this run reaches stay as they are: no decay, no stale gradient (spec traps 3)."""
-    unused = model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
+def freeze_unused(model: Any, cfg: CommonConfig) -> None:
+    """Parameters that no loss of this run reaches stay as they are: no decay, no stale gradient (spec traps 3).
+
+    So does everything but the head of a linear probe.
+    """
+    if _finetunes(cfg):
+        unused = model.unused_parameters(cfg.classifier.mode)
+        if cfg.classifier.freeze_base:
+            unused |= {name for name, _ in model.named_parameters() if not name.startswith("mlp_head.")}
+    else:
+        assert isinstance(cfg, RunConfig)
+        unused = model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
+
+
+def _finetunes(cfg: CommonConfig) -> TypeGuard[FinetuneConfig]:
+    return isinstance(cfg, FinetuneConfig)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
+from cavmae_ds.config.sections.common import CommonConfig
+from cavmae_ds.config.sections.finetune import FinetuneConfig
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.order import steps_per_epoch
-from cavmae_ds.data.shards import check_shards
+from cavmae_ds.data.shards import check_shards, read_manifest
 from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.model.flops import training_flops
+from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.flops import classifier_flops, training_flops
 from cavmae_ds.plan.activations import activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import count, states
 
 
 @dataclass(frozen=True)
-class RunNumbers:
-    """What a run amounts to. Memory figures are estimates; everything else is exact."""
+class CommonNumbers:
+    """What any run amounts to, exactly."""
 
     ranks: int
     clips: int
@@ -31,18 +36,32 @@ class RunNumbers:
     steps_per_epoch: int
     total_steps: int
     total_clips: int
+    zero_stage: int
+    peak_learning_rate: float
+    warmup_steps: int
     parameters: int
     trainable_parameters: int
     gflop_per_clip: float
-    zero_stage: int
-    states_gib_per_rank: float
-    activations_gib_per_rank: float
-    peak_learning_rate: float
-    warmup_steps: int
 
     def lines(self) -> str:
         """As YAML comment lines, for --dry-run and the log."""
         return "\n".join(f"# {key}: {value}" for key, value in asdict(self).items())
+
+
+@dataclass(frozen=True)
+class RunNumbers(CommonNumbers):
+    """What a pretraining run amounts to. Memory figures are estimates."""
+
+    states_gib_per_rank: float
+    activations_gib_per_rank: float
+
+
+@dataclass(frozen=True)
+class FinetuneNumbers(CommonNumbers):
+    """What a finetuning run amounts to."""
+
+    classes: int
+    class_names: tuple[str, ...]
 
 
 class _Clips(NamedTuple):
@@ -60,6 +79,62 @@ def derive(cfg: RunConfig, ranks: int, clips: int | None = None) -> RunNumbers:
 
     Raises ConfigError (batch not divisible, nothing to train on, fragment) and DataError (no shards, wrong frame size).
     """
+    common = _common(cfg, ranks, clips)
+    accumulation, chunks = common["accumulation"], cfg.contrastive.chunks
+    if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
+        raise ConfigError(
+            f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a step, "
+            f"or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
+        )
+    parameters = count(cfg)
+    held = states(cfg, read_fragment(cfg), parameters, ranks)
+    saved = activations(
+        cfg.model, cfg.mask, cfg.loss, cfg.train.precision, cfg.train.micro_batch, modes_of(cfg), parameters.decoder
+    )
+    return RunNumbers(
+        **common,
+        parameters=parameters.total,
+        trainable_parameters=parameters.trainable,
+        gflop_per_clip=round(training_flops(cfg.model, cfg.mask) / 1e9, 2),
+        states_gib_per_rank=round(held.total / 2**30, 3),
+        activations_gib_per_rank=round(saved.total / 2**30, 3),
+    )
+
+
+def derive_finetuning(
+    cfg: FinetuneConfig, ranks: int, clips: int | None = None, class_names: tuple[str, ...] | None = None
+) -> FinetuneNumbers:
+    """As derive, for a finetuning run. clips, class_names: of the data set, where there are no shards to ask.
+
+    Raises ConfigError as well if there are no classes, or fewer than the shards name.
+    """
+    common = _common(cfg, ranks, clips)
+    names = _class_names(cfg) if class_names is None else class_names
+    classes = cfg.classifier.classes or len(names)
+    if classes < max(len(names), 1):
+        raise ConfigError(
+            f"classifier.classes must be at least the {len(names)} classes that the training shards name, got "
+            f"{classes}; leave it out, or prepare the clips with labels if they name none"
+        )
+    with torch.device("meta"):
+        sizes = {name: parameter.numel() for name, parameter in CAVMAEFT(cfg.model, classes).named_parameters()}
+        unused = CAVMAEFT(cfg.model, classes).unused_parameters(cfg.classifier.mode)
+    head_only = cfg.classifier.freeze_base
+    trained = [
+        size for name, size in sizes.items() if name not in unused and (name.startswith("mlp_head.") or not head_only)
+    ]
+    return FinetuneNumbers(
+        **common,
+        parameters=sum(sizes.values()),
+        trainable_parameters=sum(trained),
+        gflop_per_clip=round(classifier_flops(cfg.model, cfg.classifier) / 1e9, 2),
+        classes=classes,
+        class_names=names,
+    )
+
+
+def _common(cfg: CommonConfig, ranks: int, clips: int | None) -> dict[str, Any]:
+    """What derive finds for any run: fields of CommonNumbers, but for those of the model."""
     per_step = cfg.train.micro_batch * ranks
     if cfg.train.global_batch % per_step:
         below = cfg.train.global_batch - cfg.train.global_batch % per_step
@@ -69,12 +144,6 @@ def derive(cfg: RunConfig, ranks: int, clips: int | None = None) -> RunNumbers:
             f"{per_step}, got {cfg.train.global_batch}; {near} would fit"
         )
     accumulation = cfg.train.global_batch // per_step
-    chunks = cfg.contrastive.chunks
-    if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
-        raise ConfigError(
-            f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a step, "
-            f"or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
-        )
     fragment = read_fragment(cfg)
     counted = _count_clips(cfg) if clips is None else _Clips((clips,), clips, 0)
     in_epoch = steps_per_epoch(counted.epoch, cfg.data.canonical_nodes, cfg.train.global_batch)
@@ -92,34 +161,24 @@ def derive(cfg: RunConfig, ranks: int, clips: int | None = None) -> RunNumbers:
             f"optim.warmup_clips must leave steps after the warm-up, got {cfg.optim.warmup_clips} in a run of "
             f"{total_clips} clips ({total_steps} steps); lower it or train for longer"
         )
-    parameters, micro_batch = count(cfg), cfg.train.micro_batch
-    held = states(cfg, fragment, parameters, ranks)
-    saved = activations(
-        cfg.model, cfg.mask, cfg.loss, cfg.train.precision, micro_batch, modes_of(cfg), parameters.decoder
-    )
-    return RunNumbers(
-        ranks=ranks,
-        clips=sum(counted.by_source),
-        clips_by_source=counted.by_source,
-        epoch_clips=counted.epoch,
-        held_out_clips=counted.held_out,
-        global_batch=cfg.train.global_batch,
-        accumulation=accumulation,
-        steps_per_epoch=in_epoch,
-        total_steps=total_steps,
-        total_clips=total_clips,
-        parameters=parameters.total,
-        trainable_parameters=parameters.trainable,
-        gflop_per_clip=round(training_flops(cfg.model, cfg.mask) / 1e9, 2),
-        zero_stage=zero_stage(fragment),
-        states_gib_per_rank=round(held.total / 2**30, 3),
-        activations_gib_per_rank=round(saved.total / 2**30, 3),
-        peak_learning_rate=cfg.optim.peak_learning_rate(cfg.train.global_batch),
-        warmup_steps=warmup_steps,
-    )
+    return {
+        "ranks": ranks,
+        "clips": sum(counted.by_source),
+        "clips_by_source": counted.by_source,
+        "epoch_clips": counted.epoch,
+        "held_out_clips": counted.held_out,
+        "global_batch": cfg.train.global_batch,
+        "accumulation": accumulation,
+        "steps_per_epoch": in_epoch,
+        "total_steps": total_steps,
+        "total_clips": total_clips,
+        "zero_stage": zero_stage(fragment),
+        "peak_learning_rate": cfg.optim.peak_learning_rate(cfg.train.global_batch),
+        "warmup_steps": warmup_steps,
+    }
 
 
-def _count_clips(cfg: RunConfig) -> _Clips:
+def _count_clips(cfg: CommonConfig) -> _Clips:
     if not (cfg.data.train or cfg.data.sources):
         raise ConfigError(
             "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
@@ -134,3 +193,16 @@ def _count_clips(cfg: RunConfig) -> _Clips:
         epoch=sum(source.epoch_clips for source in sources),
         held_out=sum(int((~source.trained).sum()) for source in sources),
     )
+
+
+def _class_names(cfg: FinetuneConfig) -> tuple[str, ...]:
+    """The classes that all training sources, and data.validation, name alike. Raises ConfigError."""
+    addresses = [source.remote for source in cfg.data.all_sources] + [cfg.data.validation] * bool(cfg.data.validation)
+    first, *others = (read_manifest(address, cfg.data).classes for address in addresses)
+    for address, names in zip(addresses[1:], others, strict=True):
+        if names != first:
+            raise ConfigError(
+                f"{address!r} names {len(names)} classes, {addresses[0]!r} {len(first)} or other ones; prepare both "
+                "with the same list of classes"
+            )
+    return first

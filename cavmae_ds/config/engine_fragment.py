@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.errors import ConfigError
 
 RUN_OWNS = {
@@ -46,7 +46,7 @@ MECHANICS = {
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def read_fragment(config: RunConfig) -> dict[str, Any]:
+def read_fragment(config: CommonConfig) -> dict[str, Any]:
     """The engine fragment of a run. Raises ConfigError: missing, not JSON, owned or unknown key, ZeRO stage."""
     path = find_fragment(config.ds_config)
     try:

@@ -41,7 +41,8 @@ class Partners(NamedTuple):
 
     def to(self, device: torch.device) -> Partners:
         """The same on a device."""
-        return self._make(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in self)
+        row, share, audio, n_samples, images = (part.to(device, non_blocking=True) for part in self[:-1])
+        return Partners(row, share, audio, n_samples, images, self.labels)
 
 
 class Batch(NamedTuple):

@@ -36,10 +36,15 @@ def check_shards(address: str, model: ModelConfig, data: DataConfig | None = Non
             f"({largest / 2**30:.3g} GiB), got {data.cache_limit_gib:g}; give at least "
             f"{np.ceil(CACHED_SHARDS * largest / 2**20) / 2**10:.6g}, better as much as the disk has"
         )
-    frame_size = Manifest.read(store.get_bytes("manifest.json")).frame_size
+    frame_size = read_manifest(address, data).frame_size
     if frame_size != model.image_size:
         raise DataError(
             f"the shards in {address!r} hold frames of {frame_size} pixels, model.image_size is {model.image_size}; "
             f"prepare them with --frame-size {model.image_size} or change model.image_size"
         )
     return clips
+
+
+def read_manifest(address: str, data: DataConfig) -> Manifest:
+    """What the data set says of itself. Raises DataError: not there, unreachable, damaged."""
+    return Manifest.read(open_store(address, data.answer_timeout_s).get_bytes("manifest.json"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cavmae_ds.config import MaskConfig, ModelConfig
+from cavmae_ds.config.sections.classify import ClassifierConfig
+from cavmae_ds.model.classifier import ROUTES
 from cavmae_ds.model.masking import kept_patches
 from cavmae_ds.model.patches import audio_grid, image_grid
 
@@ -61,6 +63,27 @@ def encoder_flops(model: ModelConfig, mask: MaskConfig) -> int:
     """FLOPs of the forward pass of all encoder blocks, shared ones three times: what checkpoint_towers runs again."""
     stacks = block_stacks(model, mask)
     return sum(_stack_flops(stack, model.mlp_ratio) for stack in stacks if stack is not stacks.decoder)
+
+
+def classifier_flops(model: ModelConfig, classifier: ClassifierConfig) -> int:
+    """FLOPs of forward and backward of one clip when a classifier is finetuned: every patch of what its mode sees.
+
+    A linear probe's backward stops at the head and counts as nothing.
+    """
+    towers, passes = ROUTES[classifier.mode]
+    tokens = {"a": model.audio_patches, "v": model.image_patches}
+    together = sum(tokens[letter] for letter in towers)
+    stacks = [
+        Stack(model.modality_specific_depth, tokens[letter], model.embed_dim, model.num_heads) for letter in towers
+    ]
+    stacks += [Stack(model.shared_depth, together, model.embed_dim, model.num_heads)] * len(passes)
+    embed = sum(
+        2 * grid.patches * grid.values * model.embed_dim
+        for letter, grid in zip("av", (audio_grid(model), image_grid(model)), strict=True)
+        if letter in towers
+    )
+    forward = sum(_stack_flops(stack, model.mlp_ratio) for stack in stacks) + embed
+    return forward if classifier.freeze_base else 3 * forward - embed
 
 
 def block_stacks(model: ModelConfig, mask: MaskConfig) -> Stacks:
