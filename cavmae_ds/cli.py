@@ -10,6 +10,7 @@ from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
 from cavmae_ds.launching.command import launch
+from cavmae_ds.exchange.commands import export
 from cavmae_ds.plan.command import plan
 
 EXIT_USER_ERROR = 2
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for building in (prepare, import_official):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
-for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, report):
+for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report):
     app.command(epilog=EXIT_CODES)(command)
 app.command(epilog=RUN_EXIT_CODES)(launch)
 

@@ -36,7 +36,7 @@ def patch_gather_reference(
     values = pictures.to(wide) / (255 if pictures.dtype == torch.uint8 else 1)
     mean_, std_ = (torch.tensor(x, dtype=wide, device=pictures.device).view(-1, 1, 1) for x in (mean, std))
     cut = ((values - mean_) / std_).reshape(-1, channels, rows, patch, columns, patch)  # [B, C, R, p, S, q]
-    patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(len(pictures), rows * columns, -1)  # [B, L, P]
+    patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(pictures.shape[0], rows * columns, -1)  # [B, L, P]
     return patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1])).to(out_dtype)
 
 
@@ -172,7 +172,7 @@ def patch_gather(
         require("pictures", pictures, ("B", channels, rows * patch, columns * patch), dtypes)
     if pictures.requires_grad:
         raise ValueError("pictures must not require grad: patch_gather has no gradient for them, they are data")
-    require("keep", keep, (len(pictures), "K"), (torch.int64,))
+    require("keep", keep, (pictures.shape[0], "K"), (torch.int64,))
     if out_dtype not in REFERENCE_FLOATS:
         raise ValueError(f"out_dtype must be one of {REFERENCE_FLOATS}, got {out_dtype}")
     fused = can_launch(pictures, keep) and torch.float64 not in (pictures.dtype, out_dtype)

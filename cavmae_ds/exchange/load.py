@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
-from pydantic import ValidationError
 
-from cavmae_ds.checkpoint import read_weights
+from cavmae_ds.checkpoint import read_weights, whole_checkpoints
+from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.config import ModelConfig
-from cavmae_ds.data.normalise import AUDIO_MEAN, AUDIO_STD
-from cavmae_ds.errors import CheckpointError, ConfigError
+from cavmae_ds.errors import CheckpointError
 from cavmae_ds.exchange.official import load_official
 from cavmae_ds.exchange.single_file import load_single_file
 from cavmae_ds.exchange.weights import Kind, Weights, build, in_official_order, kind_of
@@ -48,7 +46,7 @@ def load_model(
 
     ema takes the running mean of a run folder's weights. heads and decoder_heads are for files that tell no config
     and whose sizes are unusual (see recognise). Everything is strict: raises CheckpointError for whatever is missing,
-    unexpected or of another shape, ConfigError for a run folder without its config.yaml.
+    unexpected or of another shape.
     """
     weights = open_weights(Path(path), ema, heads, decoder_heads)
     return LoadedModel(
@@ -74,14 +72,11 @@ def open_weights(path: Path, ema: bool = False, heads: int | None = None, decode
 
 def _of_run(run_dir: Path, ema: bool) -> Weights:
     tensors = read_weights(run_dir, ema)
-    path, source = run_dir / "config.yaml", str(run_dir)
+    manifest, source = read_manifest(whole_checkpoints(run_dir)[-1]), str(run_dir)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model, data = ModelConfig.model_validate(settings["model"]), settings["data"]
-        mean, std = float(data.get("audio_mean", AUDIO_MEAN)), float(data.get("audio_std", AUDIO_STD))
-    except OSError as error:
-        raise ConfigError(f"cannot read the run file {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError, TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"the run file {str(path)!r} has no sections model and data as a run writes them") from error
+        model = ModelConfig.model_validate(manifest.config["model"])
+        mean, std = (float(manifest.config["data"][name]) for name in ("audio_mean", "audio_std"))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"the newest checkpoint of {source!r} was made by another version: {error}") from error
     kind, classes = kind_of(tensors, source)
     return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True))

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.config.sections.init import AudioHead
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.exchange.files import read_pth
 from cavmae_ds.exchange.official import bare_names
 from cavmae_ds.exchange.weights import differences
 from cavmae_ds.model.cavmae import CAVMAE
-
-AudioHead = Literal["first_rows", "colour_mean"]
-"""How the decoder's head for 16 x 16 x 3 pixels becomes one for 16 x 16 log-mel values: its first 256 rows, as the
-official script does (they are the colours of the first 85 pixels), or the mean of each pixel's three rows."""
 
 
 def read_mae(path: Path) -> dict[str, Tensor]:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cavmae_ds.config import ModelConfig
 from cavmae_ds.config.presets import PRESETS
+from cavmae_ds.config.sections.init import Positions
 from cavmae_ds.data.normalise import AUDIO_MEAN, AUDIO_STD, Normalisation, training_normalisation
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.model.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.model.patches import audio_grid
-from cavmae_ds.model.positions import Positions, refit_columns
+from cavmae_ds.model.positions import refit_columns
 
 Kind = Literal["pretrain", "finetune", "finetune-audio"]
 """Which model: CAVMAE, CAVMAEFT or CAVMAEFTAudio."""

@@ -81,7 +81,7 @@ class Picture(NamedTuple):
     def every_patch(self) -> Tensor:
         """The ids of all patches of each clip, in order: [B, L] int64."""
         ids = torch.arange(self.grid.patches, device=self.pixels.device)
-        return ids.expand(len(self.pixels), -1).contiguous()
+        return ids.expand(self.pixels.shape[0], -1).contiguous()
 
 
 class PatchProjection(torch.nn.Conv2d):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Positions = Literal["trim", "interpolate"]
-"""How a position table follows another length of sound."""
+from cavmae_ds.config.sections.init import Positions
 
 
 def position_table(width: int, rows: int, columns: int) -> Tensor:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from hashlib import sha256
+from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
+from cavmae_ds.checkpoint.folder import MANIFEST, FileRecord, Manifest, ParameterRecord
+from cavmae_ds.checkpoint.layout import MASTER, Piece, rank_file
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.data.normalise import AUDIO_MEAN, AUDIO_STD
 from cavmae_ds.exchange.weights import Kind
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.model.classifier import CAVMAEFT, CAVMAEFTAudio
@@ -42,6 +49,34 @@ def clips(count: int = 2, sizes: ModelConfig = SIZES) -> tuple[torch.Tensor, tor
     draw = torch.Generator().manual_seed(7)
     audio = torch.randn(count, sizes.audio_frames, 128, generator=draw) * 4 - 5
     return audio, torch.randint(0, 256, (count, 3, sizes.image_size, sizes.image_size), generator=draw).byte()
+
+
+def run_folder(
+    folder: Path,
+    model: CAVMAE | CAVMAEFT,
+    sizes: ModelConfig = SIZES,
+    audio_mean: float = AUDIO_MEAN,
+    audio_std: float = AUDIO_STD,
+) -> Path:
+    """What a run leaves behind, as far as its weights are concerned: one checkpoint written by one rank."""
+    checkpoint = folder / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    state = model.state_dict()
+    file = rank_file(0, 1)
+    save_file({Piece(MASTER, name, 0, x).key: x.flatten() for name, x in state.items()}, checkpoint / file)
+    content = (checkpoint / file).read_bytes()
+    manifest = Manifest(
+        step=10,
+        clips_seen=80,
+        ranks=1,
+        zero_stage=0,
+        states=[MASTER],
+        parameters={n: ParameterRecord(shape=list(x.shape), dtype="float32", trained=True) for n, x in state.items()},
+        config={"model": sizes.model_dump(mode="json"), "data": {"audio_mean": audio_mean, "audio_std": audio_std}},
+        files={file: FileRecord(bytes=len(content), sha256=sha256(content).hexdigest())},
+    )
+    (checkpoint / MANIFEST).write_text(manifest.model_dump_json())
+    return folder
 
 
 def small_mae(sizes: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:

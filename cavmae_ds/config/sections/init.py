@@ -8,6 +8,12 @@ from pydantic import model_validator
 
 from cavmae_ds.config.sections.base import Folder, Section
 
+AudioHead = Literal["first_rows", "colour_mean"]
+"""How MAE's decoder head for 16 x 16 x 3 pixels becomes one for 16 x 16 log-mel values: its first 256 rows, as in the
+official adaptation (they paint the first 85 pixels), or the mean of each pixel's three colours."""
+Positions = Literal["trim", "interpolate"]
+"""How a position table follows another length of sound: its first columns, or stretched linearly in time."""
+
 
 class InitConfig(Section):
     """Weights of a fresh run: drawn from train.seed unless something is given here. A resume loads its checkpoint."""
@@ -19,12 +25,10 @@ class InitConfig(Section):
     model without its decoder, or a finetuned one with as many classes."""
     ema: bool = False
     """Of a run folder take the running mean of the weights."""
-    audio_head: Literal["first_rows", "colour_mean"] = "first_rows"
-    """Of MAE: the decoder's audio head as in the official adaptation (rows that paint the first 85 pixels), or the mean
-    of each pixel's three colours."""
-    positions: Literal["trim", "interpolate"] = "trim"
-    """For log-mels of another length than the checkpoint's: take the first columns of its position table, or stretch
-    it in time."""
+    audio_head: AudioHead = "first_rows"
+    """Of from_mae: first_rows is the official choice, colour_mean the sensible one."""
+    positions: Positions = "trim"
+    """For log-mels of another length than the checkpoint's; interpolate for longer ones."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> InitConfig:
