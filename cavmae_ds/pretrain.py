@@ -56,6 +56,7 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
             run.monitor.validate(step, run.validation)
             if run.checkpoints.due(step):
                 run.checkpoints.save(step)
+        run.checkpoints.save_and_wait(numbers.total_steps)
 
 
 @contextmanager
@@ -79,6 +80,7 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         try:
             yield Run(world, engine, ema, front_end, training_step, loader, monitor, validation, checkpoints, start)
         finally:
+            checkpoints.close()
             monitor.close()
     finally:
         close_world()
