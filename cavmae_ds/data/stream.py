@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.clip_random import frame_choice
 from cavmae_ds.config import DataConfig
-from cavmae_ds.data.clips import MIDDLE_FRAME, Batch, Clip, collate, decode_clip
+from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
-from cavmae_ds.data.schema import FRAMES_PER_CLIP
+from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
@@ -90,7 +90,7 @@ class ClipStream(ShardCache):
         Where a record is damaged its neighbour takes the place, where a shard is, the clip as far into the next shard:
         the same one on every world; the loss is counted and named. With data.on_bad_clip = fail nothing stands in.
         """
-        at, bad = place, ""
+        at, bad = place, None
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
                 frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP)
@@ -100,9 +100,10 @@ class ClipStream(ShardCache):
             except DataError as error:
                 if self._cfg.on_bad_clip == "fail":
                     raise DataError(f"{error} (data.on_bad_clip is fail)") from error
-                bad = bad or str(error)
+                bad = bad or BadClip(getattr(error, "damage", Damage.RECORD), str(error))
                 at = self._replacement(at, whole_shard=isinstance(error, BadShard))
-        raise DataError(f"{bad}; and so are the {MOST_REPLACEMENTS} after it")
+        assert bad is not None
+        raise DataError(f"{bad.line}; and so are the {MOST_REPLACEMENTS} after it")
 
     def _replacement(self, at: int, whole_shard: bool) -> int:
         """The next place that may be trained on: in the next shard, or the next one at all."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.monitor.log import read_log
 from tests.data.small_shards import small_shards
 from tests.launcher import PRETRAIN, launch
 
@@ -61,7 +62,11 @@ def test_a_damaged_clip_is_counted_named_and_bounded(workers, damaged_clip, tmp_
 
     assert finished.returncode == 0, finished.stdout
     assert finished.stdout.count(f"bad clip: clip '{damaged_clip}'") == 3  # another frame in each epoch
-    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}  # once in each of three epochs
+    curves = read_curves(tmp_path / "run")
+    assert curves["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}  # once in each of three epochs
+    assert curves["data/bad/frame"] == curves["data/bad_clips"]  # and that is all there is
+    told = [entry["line"] for entry in read_log(tmp_path / "run") if entry.get("event") == "bad clip"]
+    assert len(told) == 3 and all(damaged_clip in line for line in told)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -72,7 +77,8 @@ def test_a_damaged_shard_is_named_once_and_its_clips_are_counted_to_the_end_of_e
 
     assert finished.returncode == 0, finished.stdout
     assert finished.stdout.count(f"bad clip: shard '{damaged_shard}'") == 1
-    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 3.0, 6: 6.0, 9: 9.0}
+    curves = read_curves(tmp_path / "run")
+    assert curves["data/bad_clips"] == curves["data/bad/shard"] == {3: 3.0, 6: 6.0, 9: 9.0}
 
 
 def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_clip, tmp_path):

@@ -59,11 +59,13 @@ class RunConfig(Section):
                 "contrastive.two_pass needs a contrastive loss, got loss.contrastive_weight 0; "
                 "raise it or set two_pass: false"
             )
-        if self.monitor.validate_every and not (self.data.validation or self.data.validation_share):
-            raise ValueError(
-                f"monitor.validate_every is {self.monitor.validate_every}, but there is nothing to validate on; "
-                "set data.validation or data.validation_share"
-            )
+        for key in ("validate_every", "probe_every"):
+            every = getattr(self.monitor, key)
+            if every and not (self.data.validation or self.data.validation_share):
+                raise ValueError(
+                    f"monitor.{key} is {every}, but there is nothing to validate on; "
+                    "set data.validation or data.validation_share"
+                )
         if self.watch.stuck_seconds <= self.data.timeout_seconds:
             raise ValueError(
                 f"watch.stuck_seconds must be larger than data.timeout_seconds = {self.data.timeout_seconds:g}, got "
