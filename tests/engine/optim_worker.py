@@ -1,4 +1,4 @@
-"""Started on every rank by the deepspeed launcher: each optimizer at each ZeRO stage, and the running mean."""
+"""Run by every rank: each optimizer at each ZeRO stage, and the running mean."""
 
 from __future__ import annotations
 
