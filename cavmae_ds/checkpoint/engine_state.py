@@ -145,10 +145,9 @@ class EngineState:
         engine.skipped_steps = scalars["skipped_steps"]
         schedule = engine.lr_scheduler
         schedule.last_epoch = scalars["scheduled_steps"]
-        shares = (share(scalars["scheduled_steps"]) for share in schedule.lr_lambdas)
-        schedule._last_lr = [rate * share for rate, share in zip(schedule.base_lrs, shares, strict=True)]
-        for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-            group["lr"] = rate
+        groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, peak, share in groups:
+            group["lr"] = peak * share(schedule.last_epoch)
 
 
 def _like(value: Any, flat: Tensor) -> bool:

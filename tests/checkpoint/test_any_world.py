@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import FROZEN, PieceReader
-from tests.checkpoint.world_worker import CELLS, SAVED_AT, Cell
+from tests.checkpoint.world_worker import CELLS, SAVED_AT, STAGES, Cell
 from tests.launcher import fork_ranks
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,9 @@ each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def folder(tmp_path_factory) -> Path:
     """Two ranks save half-way and go on; four resume from the same checkpoints, save again and go on."""
     folder = tmp_path_factory.mktemp("worlds")
+    for name, section in STAGES.items():
+        fragment = {"zero_optimization": section, "zero_force_ds_cpu_optimizer": False}
+        (folder / f"{name}.json").write_text(json.dumps(fragment))
     for ranks, what in ((2, "saved"), (4, "resumed")):
         if what == "resumed":
             shutil.copytree(folder / "saved", folder / "resumed")

@@ -43,7 +43,13 @@ CELLS = [
     Cell("lion", "fp32", "zero1", "zero0"),
     Cell("lamb", "fp32", "zero2", "zero3"),
     Cell("lars", "fp32", "zero3_offload", "zero2"),
+    Cell("adamw", "fp32", "zero2_offload", "zero1_round_robin"),
 ]
+STAGES = {
+    "zero2_offload": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "zero1_round_robin": {"stage": 1, "round_robin_gradients": True},
+}
+"""Beside those of ds_configs."""
 
 
 def computed_with(engine: Any) -> dict[str, Tensor]:
@@ -60,7 +66,10 @@ def computed_with(engine: Any) -> dict[str, Tensor]:
 def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
     """The first half and a save ("saved"), or a resume and a save again ("resumed"); then to the end."""
     fragment = cell.before if what == "saved" else cell.after
-    cfg = run_config(world.size, cell.optimizer, fragment, cell.precision, run_dir=str(folder / what / cell.name))
+    others = {"run_dir": str(folder / what / cell.name)}
+    if fragment in STAGES:
+        others["ds_config"] = str(folder / f"{fragment}.json")
+    cfg = run_config(world.size, cell.optimizer, fragment, cell.precision, **others)
     engine = build_engine(cfg, numbers(world.size), Layers(), world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
     checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)

@@ -107,6 +107,10 @@ ENGINE_MISTAKES = {
     "accepted in silence by DeepSpeed": ({"grad_clipping": 1.0}, ["grad_clipping", "gradient_clipping"]),
     "stage 4": ({"zero_optimization": {"stage": 4}}, ["zero_optimization.stage", "0, 1, 2 or 3", "4"]),
     "bf16 sums": ({"zero_optimization": {"stage": 0}}, ["train.precision bf16", "1, 2 or 3", "stage 0", "fp32"]),
+    "states on a disk": (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+        ["zero_optimization.offload_optimizer.device", "none or cpu", "nvme"],
+    ),
 }
 
 
