@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from cavmae_ds.checkpoint.commands import checkpoint
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
@@ -21,7 +22,7 @@ Exit codes:
   0  done
   2  something must change first: one sentence on stderr says what
   3  too many inputs were rejected: the data set is not published
-  4  files of a data set are missing or damaged: each is named on stderr
+  4  files of a data set, or checkpoints, are missing or damaged: each is named on stderr
 """
 
 RUN_EXIT_CODES = """\b
@@ -46,6 +47,7 @@ for building in (prepare, import_official):
 for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report):
     app.command(epilog=EXIT_CODES)(command)
 app.command(epilog=RUN_EXIT_CODES)(launch)
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def main() -> None:

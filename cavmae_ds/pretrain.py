@@ -21,7 +21,7 @@ from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.ema import WeightAverage
 from cavmae_ds.engine import build_engine, build_model
-from cavmae_ds.monitor import Monitor
+from cavmae_ds.monitor.monitor import Monitor
 from cavmae_ds.step import TrainingStep
 from cavmae_ds.validate import Validation
 
@@ -56,6 +56,7 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
             run.monitor.validate(step, run.validation)
             if run.checkpoints.due(step):
                 run.checkpoints.save(step)
+        run.checkpoints.save_and_wait(numbers.total_steps)
 
 
 @contextmanager
@@ -74,11 +75,13 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         loader = open_loader(cfg, numbers, world, start)
         front_end = FrontEnd(cfg.model, world.device)
         training_step = TrainingStep(cfg, numbers.accumulation, world, engine, front_end)
-        validation = Validation(cfg, world, engine, front_end) if cfg.monitor.validate_every else None
-        monitor = Monitor(cfg, numbers, world, start)
+        validating = cfg.monitor.validate_every or cfg.monitor.probe_every
+        validation = Validation(cfg, world, engine, front_end) if validating else None
+        monitor = Monitor(cfg, numbers, world, start, engine)
         try:
             yield Run(world, engine, ema, front_end, training_step, loader, monitor, validation, checkpoints, start)
         finally:
+            checkpoints.close()
             monitor.close()
     finally:
         close_world()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.contrastive import Negatives
+from cavmae_ds.data.clips import BadClip
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed import World
 from cavmae_ds.engine import take_step
@@ -35,8 +36,8 @@ class StepDone(NamedTuple):
     """Of the last micro-batch."""
     grad_norm: Tensor | float
     """Of the whole gradient, before clipping."""
-    bad: list[str]
-    """One line for each clip that could not be decoded."""
+    bad: list[BadClip]
+    """Clips that could not be decoded."""
 
 
 class TrainingStep:
@@ -74,7 +75,7 @@ class TrainingStep:
         for ready, pull in zip(ahead(kept, self._front_end), pulls, strict=True):
             terms, output, grad_norm = self._train(ready, contrast, pull)
             losses.append(terms)
-        return StepDone(_mean(losses), output, grad_norm, [line for batch in kept for line in batch.bad])
+        return StepDone(_mean(losses), output, grad_norm, [clip for batch in kept for clip in batch.bad])
 
     def _train(
         self, ready: Ready, contrast: Contrast | None = None, pull: Callable[[PretrainOutput], Tensor] | None = None

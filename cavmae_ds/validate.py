@@ -1,7 +1,8 @@
-"""Validation while training: the losses over clips that are never trained on, the same on any number of ranks.
+"""Validation while training: losses and retrieval over clips never trained on, the same on any number of ranks.
 
 The clips are cut into groups of monitor.validate_batch, in order: a group is one forward pass on one rank, and the
 candidates of its contrastive loss. Which rank takes a group changes nothing. Masks are those of (seed, epoch 0, clip).
+Retrieval is the probe that `cavmae evaluate` makes of a finished run: nothing is hidden, middle frames, one pool.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cavmae_ds.config import RunConfig
-from cavmae_ds.data.front_end import FrontEnd, ahead
+from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.stream import EvaluationClips, clip_loader, micro_batches
-from cavmae_ds.distributed import World, sum_over_ranks
+from cavmae_ds.distributed import World, from_all_ranks, sum_over_ranks
 from cavmae_ds.errors import DataError
+from cavmae_ds.evaluate.retrieval import Retrieval, retrieval_scores
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
 from cavmae_ds.model.masking import draw_plans
 
@@ -40,8 +44,11 @@ class Validation:
                 f"data.validation_share = {data.validation_share:g} holds out none of {len(kept)} clips; raise it or "
                 "set data.validation"
             )
-        size = cfg.monitor.validate_batch
-        self._groups = [places[start : start + size].tolist() for start in range(0, len(places), size)]
+        self._groups = _cut(places, cfg.monitor.validate_batch)
+        if cfg.monitor.probe_every and len(places) < 2:
+            raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
+        pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
+        self._pool = _cut(places[np.arange(pool) * len(places) // pool], cfg.monitor.validate_batch)
 
     @torch.no_grad()
     def __call__(self) -> PretrainLosses:
@@ -49,7 +56,7 @@ class Validation:
         cfg = self._cfg
         sums = torch.zeros(len(PretrainLosses._fields) + 1, dtype=torch.float64, device=self._world.device)
         with _evaluating(self._engine):
-            for (audio, images, keys, batch), counted in zip(self._batches(), self._counted(), strict=True):
+            for (audio, images, keys, batch), counted in self._batches(self._groups):
                 plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *keys)
                 output = self._engine(
                     audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
@@ -62,23 +69,43 @@ class Validation:
         sums = sum_over_ranks(sums)
         return PretrainLosses(*(sums[:-1] / sums[-1]))
 
-    def _batches(self) -> Iterator[Any]:
-        loader = clip_loader(self._clips, self._cfg.data, self._world.device, batch_sampler=self._own_groups())
-        return ahead(micro_batches(loader), self._front_end)
+    @torch.no_grad()
+    def retrieval(self) -> Retrieval | None:
+        """Scores of monitor.probe_clips of the clips, on the first rank; None on the others.
 
-    def _own_groups(self) -> list[list[int]]:
-        """This rank's groups; as many on every rank, for ZeRO-3 needs all of them in each forward pass."""
-        own = self._groups[self._world.rank :: self._world.size]
-        return own if len(own) == self._rounds else [*own, self._groups[0][:1]]
+        Raises DataError for a clip that is damaged.
+        """
+        pooled: list[tuple[Tensor, Tensor]] = []
+        labels: list[list[int]] = []
+        with _evaluating(self._engine):
+            for (audio, images, _, batch), counted in self._batches(self._pool):
+                tokens = self._engine(audio, images, None)  # two times [B, L, D]
+                if counted:
+                    pooled.append((tokens.audio.float().mean(1).cpu(), tokens.image.float().mean(1).cpu()))
+                    labels += batch.labels
+        found = from_all_ranks((pooled, labels))
+        if not self._world.is_first:
+            return None
+        sounds, frames = zip(*(sides for of_rank, _ in found for sides in of_rank), strict=True)
+        return retrieval_scores(torch.cat(sounds), torch.cat(frames), [clip for _, own in found for clip in own])
 
-    def _counted(self) -> list[bool]:
-        """True for each of this rank's groups, False for the clip that only keeps the other ranks company."""
-        own = len(self._groups[self._world.rank :: self._world.size])
-        return [True] * own + [False] * (self._rounds - own)
+    def _batches(self, groups: list[list[int]]) -> Iterator[tuple[Ready, bool]]:
+        """This rank's groups, and True; as many on every rank, for ZeRO-3 needs all of them in each forward pass.
 
-    @property
-    def _rounds(self) -> int:
-        return -(-len(self._groups) // self._world.size)
+        A clip that only keeps the other ranks company comes with False.
+        """
+        own = groups[self._world.rank :: self._world.size]
+        missing = -(-len(groups) // self._world.size) - len(own)
+        loader = clip_loader(
+            self._clips, self._cfg.data, self._world.device, batch_sampler=[*own, *[groups[0][:1]] * missing]
+        )
+        counted = [True] * len(own) + [False] * missing
+        return zip(ahead(micro_batches(loader), self._front_end), counted, strict=True)
+
+
+def _cut(places: NDArray[np.int64], size: int) -> list[list[int]]:
+    """Groups of so many places, the last one perhaps smaller."""
+    return [places[start : start + size].tolist() for start in range(0, len(places), size)]
 
 
 @contextmanager

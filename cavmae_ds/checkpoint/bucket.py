@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from urllib.parse import urlparse
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
     MANIFEST,
+    READ_BYTES,
     DamagedCheckpoint,
     FileRecord,
     Manifest,
@@ -21,6 +23,7 @@ from cavmae_ds.checkpoint.folder import (
     parse_manifest,
     step_name,
     step_of,
+    verify_sizes,
 )
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.data.download import FINAL_ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S, PART_BYTES, PARTS_AT_ONCE, is_final
@@ -47,11 +50,13 @@ class Bucket(S3Store):
         """Those that were set aside, in order."""
         return [step for step, files in self._files().items() if MANIFEST + DAMAGED in files]
 
+    def half_sent(self) -> list[int]:
+        """Those without a manifest of either kind, in order."""
+        return [step for step, files in self._files().items() if not {MANIFEST, MANIFEST + DAMAGED} & files]
+
     def thin_out(self, keep: Retention, newest: int) -> list[int]:
         """Remove whole checkpoints that are superseded, and what was left half sent before `newest`; what is gone."""
-        files = self._files()
-        gone = keep.superseded([step for step in files if MANIFEST in files[step]])
-        gone += [step for step in files if step < newest and not {MANIFEST, MANIFEST + DAMAGED} & files[step]]
+        gone = keep.superseded(self.steps()) + [step for step in self.half_sent() if step < newest]
         for step in gone:
             self._remove(step)
         return gone
@@ -85,12 +90,38 @@ class Bucket(S3Store):
 
     def publish(self, manifest: Manifest) -> None:
         """Make a checkpoint of the files that were put."""
-        name = step_name(manifest.step)
-        there = self.sizes(f"{name}/")
-        for file, record in manifest.files.items():
-            if there.get(f"{name}/{file}") != record.bytes:
-                raise DataError(f"{self.url}/{name}/{file} is not there, or not {record.bytes} bytes long")
-        self.put_bytes(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        self.verify_sizes(manifest)
+        self.put_bytes(f"{step_name(manifest.step)}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+
+    def verify_sizes(self, manifest: Manifest) -> None:
+        """Raises DamagedCheckpoint naming a file that is missing or of another size."""
+        prefix = f"{step_name(manifest.step)}/"
+        there = self.sizes(prefix)
+        sizes = {name: there.get(prefix + name) for name in manifest.files}
+        verify_sizes(manifest, sizes, self.address(manifest.step))
+
+    def verify(self, manifest: Manifest, read: Callable[[int], None]) -> None:
+        """Read every file; `read` is told the bytes of each piece. Raises DamagedCheckpoint naming the file."""
+        self.verify_sizes(manifest)
+        for name, record in sorted(manifest.files.items()):
+            key = f"{step_name(manifest.step)}/{name}"
+            digest = sha256()
+            with self._plain_errors(key):
+                body = self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
+                for piece in body.iter_chunks(READ_BYTES):
+                    digest.update(piece)
+                    read(len(piece))
+            if digest.hexdigest() != record.sha256:
+                raise self._changed(manifest.step, name)
+
+    def _changed(self, step: int, name: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"checkpoint {self.address(step)!r} is damaged: {name} is not what was written")
+
+    def written(self, step: int) -> float:
+        """When a whole checkpoint was finished, seconds since 1970."""
+        name = f"{step_name(step)}/{MANIFEST}"
+        with self._plain_errors(name):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(name))["LastModified"].timestamp()
 
     def withdraw(self, step: int) -> None:
         """Make it no checkpoint any more; its files stay."""
@@ -128,16 +159,14 @@ class Bucket(S3Store):
         patiently(download, f"fetching {self.url}/{key}")
         if not is_whole(path, record):
             path.unlink()
-            raise DamagedCheckpoint(
-                f"checkpoint {self.address(step)!r} is damaged: the content of {name} is not what was written"
-            )
+            raise self._changed(step, name)
 
 
-def open_bucket(address: str) -> Bucket | None:
-    """The bucket behind checkpoint.address; None where that is empty. Raises DataError if it cannot be used."""
-    if not address:
-        return None
+def open_bucket(address: str) -> Bucket:
+    """The bucket at s3://bucket/prefix. Raises DataError if it cannot be used."""
     url = urlparse(address)
+    if url.scheme != "s3" or not url.netloc:
+        raise DataError(f"the address {address} is not supported; give a folder or s3://bucket/prefix")
     return patiently(lambda: Bucket(url.netloc, url.path.strip("/")), f"opening {address}")
 
 

@@ -6,7 +6,9 @@ optimizer holds, and a few numbers. Everything else follows from the run's confi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,11 +72,25 @@ class EngineState:
             "scheduled_steps": self._engine.lr_scheduler.last_epoch,
         }
 
+    def find(self, manifest: Manifest, path: Callable[[str], Path]) -> PieceReader:
+        """Open the files of a checkpoint that hold what this rank needs; `path` says where a file lies.
+
+        Changes nothing and talks to no other rank. Raises DamagedCheckpoint if pieces are missing.
+        """
+        reader = PieceReader(sorted(manifest.files), path, self._world.rank, self._world.size)
+        wanted = [state for state in manifest.states if state != EMA or self._ema]
+        for fragments in self._partitions.fragments:
+            for part, state in product(fragments, wanted):
+                reader.locate(state, self._partitions.names[part.parameter], part.offset, part.numel)
+        for name, offset, values in frozen_stretches(self._engine, self._world):
+            reader.locate(FROZEN, name, offset, values.numel())
+        return reader
+
     @torch.no_grad()
-    def load(self, reader: PieceReader, manifest: Manifest) -> None:
+    def load(self, manifest: Manifest, reader: PieceReader) -> None:
         """Go on from a checkpoint: the next step is the one after its last. All ranks together.
 
-        Raises CheckpointError if pieces are missing.
+        reader: what find() gave.
         """
         self._make_optimizer_states(manifest)
         with rewriting(self._engine):
@@ -129,10 +145,9 @@ class EngineState:
         engine.skipped_steps = scalars["skipped_steps"]
         schedule = engine.lr_scheduler
         schedule.last_epoch = scalars["scheduled_steps"]
-        shares = (share(scalars["scheduled_steps"]) for share in schedule.lr_lambdas)
-        schedule._last_lr = [rate * share for rate, share in zip(schedule.base_lrs, shares, strict=True)]
-        for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
-            group["lr"] = rate
+        groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, peak, share in groups:
+            group["lr"] = peak * share(schedule.last_epoch)
 
 
 def _like(value: Any, flat: Tensor) -> bool:

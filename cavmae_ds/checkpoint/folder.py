@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
 
 _STEP = re.compile(r"step-(\d{8,})")
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 
 # Names come from data: one that could lead out of the folder is not accepted.
 FileName = Annotated[str, StringConstraints(pattern=r"^rank-\d{5,}-of-\d{5,}\.safetensors$")]
@@ -153,7 +153,7 @@ def parse_manifest(content: bytes, address: str) -> Manifest:
 
 def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:
     """sha256 of a file's content; `read` is told the bytes of every piece."""
-    digest, buffer = sha256(), memoryview(bytearray(_READ_BYTES))
+    digest, buffer = sha256(), memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
@@ -163,7 +163,15 @@ def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:
 
 def is_whole(path: Path, record: FileRecord, read: Callable[[int], None] = lambda _: None) -> bool:
     """Whether a file is what was written."""
-    return path.stat().st_size == record.bytes and file_hash(path, read) == record.sha256
+    return size_of(path) == record.bytes and file_hash(path, read) == record.sha256
+
+
+def verify_sizes(manifest: Manifest, sizes: Mapping[str, int | None], address: str) -> None:
+    """Compare the sizes of files, None where one is missing. Raises DamagedCheckpoint naming the first that differs."""
+    for name, size in sorted(sizes.items()):
+        if size != manifest.files[name].bytes:
+            what = "is missing" if size is None else f"is {size} bytes long, not {manifest.files[name].bytes}"
+            raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {name} {what}")
 
 
 def verify(
@@ -177,30 +185,29 @@ def verify(
 
     read: told the bytes of every piece read, by several threads. Raises DamagedCheckpoint naming the file.
     """
-    mine = [(folder / name, record) for name, record in sorted(manifest.files.items())[share]]
+    mine = sorted(manifest.files)[share]
+    verify_sizes(manifest, {name: size_of(folder / name) for name in mine}, str(folder))
 
-    def damaged(path: Path, what: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {path.name} {what}")
-
-    def check(path: Path, record: FileRecord) -> None:
+    def check(name: str) -> None:
         try:
-            if not is_whole(path, record, read):
-                raise damaged(path, "is not what was written")
+            fault = "" if is_whole(folder / name, manifest.files[name], read) else "is not what was written"
         except OSError as error:
-            raise damaged(path, f"cannot be read: {error.strerror}") from error
+            fault = f"cannot be read: {error.strerror}"
+        if fault:
+            raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {name} {fault}")
 
-    for path, record in mine:
-        if not path.is_file():
-            raise damaged(path, "is missing")
-        if (size := path.stat().st_size) != record.bytes:
-            raise damaged(path, f"is {size} bytes long, not {record.bytes}")
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for done in [pool.submit(check, *each) for each in mine]:
+            for done in [pool.submit(check, name) for name in mine]:
                 done.result()
         except DamagedCheckpoint:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None if there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def partial(root: Path, step: int) -> Path:

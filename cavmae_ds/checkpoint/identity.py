@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cavmae_ds.checkpoint.folder import Manifest
@@ -29,18 +28,18 @@ def identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     return model | train | ema | optim | data | counts | pool
 
 
-def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunNumbers, folder: Path) -> None:
+def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunNumbers, address: str) -> None:
     """Raises CheckpointError, naming what differs, if a checkpoint is not this run's."""
     now, saved = identity(cfg, numbers), manifest.identity
     differing = [key for key, value in now.items() if key != _POOL and saved.get(key) != value]
     if differing:
         changes = ", ".join(f"{key} was {saved.get(key)}, now {now[key]}" for key in differing)
         raise CheckpointError(
-            f"checkpoint {str(folder)!r} belongs to another run ({changes}); restore it or choose another run_dir"
+            f"checkpoint {address!r} belongs to another run ({changes}); restore it or choose another run_dir"
         )
     if _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
         raise CheckpointError(
-            f"checkpoint {str(folder)!r} was trained by {manifest.ranks} ranks with every clip compared among "
+            f"checkpoint {address!r} was trained by {manifest.ranks} ranks with every clip compared among "
             f"{saved[_POOL]}, {numbers.ranks} ranks with train.micro_batch {cfg.train.micro_batch} compare it among "
             f"{now[_POOL]}; {_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
         )

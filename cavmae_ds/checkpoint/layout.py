@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cavmae_ds.errors import CheckpointError
+from cavmae_ds.checkpoint.folder import DamagedCheckpoint
 
 MASTER, EMA, FROZEN = "master", "ema", "frozen"
 """States that are not the optimizer's: fp32 weights, their running means, parameters that no optimizer holds."""
@@ -63,25 +63,33 @@ class PieceReader:
         self._path = path
         self._stretches: dict[tuple[str, str], list[_Stretch]] = {}
 
-    def read(self, state: str, parameter: str, offset: int, into: Tensor) -> None:
-        """Fill a 1-D tensor from element `offset` of the flattened parameter on, on any device, in its own dtype.
+    def locate(self, state: str, parameter: str, offset: int, numel: int) -> list[_Stretch]:
+        """Open files until so many elements of the flattened parameter are found, from element `offset` on.
 
-        Raises CheckpointError if no file holds them all, or one cannot be read.
+        Raises DamagedCheckpoint if no file holds them all, or one cannot be read; or what `path` raises.
         """
-        wanted = [(offset, offset + into.numel())]
-        known = 0
+        found: list[_Stretch] = []
+        wanted, looked = [(offset, offset + numel)], 0
         while wanted:
-            found = self._stretches.setdefault((state, parameter), [])
-            for stretch in found[known:]:
-                wanted = [left for part in wanted for left in _copy(stretch, part, offset, into)]
-            known = len(found)
+            known = self._stretches.setdefault((state, parameter), [])
+            for stretch in known[looked:]:
+                found += [stretch.cut(*part) for part in wanted if stretch.overlaps(*part)]
+                wanted = [left for part in wanted for left in stretch.leaves(*part)]
+            looked = len(known)
             if wanted and not self._unopened:
-                start, stop = wanted[0]
-                raise CheckpointError(
-                    f"no file of the checkpoint holds elements {start} to {stop} of {state} {parameter}"
+                first, last = wanted[0]
+                raise DamagedCheckpoint(
+                    f"no file of the checkpoint holds elements {first} to {last} of {state} {parameter}"
                 )
             if wanted:
                 self._open(self._unopened.pop())
+        return found
+
+    @torch.no_grad()
+    def read(self, state: str, parameter: str, offset: int, into: Tensor) -> None:
+        """Fill a 1-D tensor from element `offset` of the flattened parameter on, on any device; see locate."""
+        for part in self.locate(state, parameter, offset, into.numel()):
+            into.narrow(0, part.start - offset, part.stop - part.start).copy_(part.values())
 
     def _open(self, name: str) -> None:
         path = self._path(name)
@@ -90,25 +98,32 @@ class PieceReader:
             keys = file.keys()
             for key in keys:
                 state, parameter, offset = key.split(":")
-                values = file.get_slice(key)
-                stretch = _Stretch(int(offset), int(offset) + values.get_shape()[0], values)
+                slices = file.get_slice(key)
+                stretch = _Stretch(int(offset), int(offset) + slices.get_shape()[0], 0, slices)
                 self._stretches.setdefault((state, parameter), []).append(stretch)
         except (OSError, SafetensorError, ValueError) as error:
-            raise CheckpointError(f"checkpoint file {str(path)!r} cannot be read: {error}") from error
+            raise DamagedCheckpoint(f"checkpoint file {str(path)!r} cannot be read: {error}") from error
 
 
 class _Stretch(NamedTuple):
+    """Elements [start, stop) of a parameter in an open file, where they are the ones from `first` on of `slices`."""
+
     start: int
     stop: int
-    values: Any  # a slice of safetensors: what is indexed is read then
+    first: int
+    slices: Any  # of safetensors: what is indexed is read then
 
+    def overlaps(self, start: int, stop: int) -> bool:
+        return max(start, self.start) < min(stop, self.stop)
 
-def _copy(stretch: _Stretch, part: tuple[int, int], offset: int, into: Tensor) -> list[tuple[int, int]]:
-    """Fill what a stretch holds of the elements [start, stop) of a parameter; what is left of them."""
-    start, stop = max(part[0], stretch.start), min(part[1], stretch.stop)
-    if start >= stop:
-        return [part]
-    values: Tensor = stretch.values[start - stretch.start : stop - stretch.start]
-    with torch.no_grad():
-        into.narrow(0, start - offset, stop - start).copy_(values)
-    return [left for left in ((part[0], start), (stop, part[1])) if left[0] < left[1]]
+    def cut(self, start: int, stop: int) -> _Stretch:
+        inner = max(start, self.start)
+        return _Stretch(inner, min(stop, self.stop), self.first + inner - self.start, self.slices)
+
+    def leaves(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What this does not hold of [start, stop)."""
+        left = (start, min(stop, self.start)), (max(start, self.stop), stop)
+        return [part for part in left if part[0] < part[1]]
+
+    def values(self) -> Tensor:
+        return self.slices[self.first : self.first + self.stop - self.start]

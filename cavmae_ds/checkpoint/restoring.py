@@ -165,7 +165,7 @@ class _Fetching:
     def __call__(self, name: str) -> Path:
         record, bucket = self._manifest.files[name], self._place.bucket
         kept, folder = self._place.folder / name, partial(self._place.disk.root, self._place.step)
-        if bucket is None or (kept.is_file() and is_whole(kept, record)):
+        if bucket is None or is_whole(kept, record):
             return kept
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name

@@ -5,98 +5,133 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from safetensors.torch import save_file
-
+from cavmae_ds.checkpoint.bucket import open_bucket
+from cavmae_ds.checkpoint.disk import Outcome, find_disk
 from cavmae_ds.checkpoint.engine_state import EngineState
-from cavmae_ds.checkpoint.folder import (
-    MANIFEST,
-    PARTIAL,
-    FileRecord,
-    Manifest,
-    checkpoint_root,
-    file_hash,
-    read_manifest,
-    remove,
-    remove_partials,
-    step_name,
-    verify,
-    whole_checkpoints,
-)
+from cavmae_ds.checkpoint.folder import Manifest, checkpoint_root
 from cavmae_ds.checkpoint.identity import check_same_run, identity
-from cavmae_ds.checkpoint.layout import PieceReader, rank_file
+from cavmae_ds.checkpoint.restoring import restore
+from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.checkpoint.uploads import Uploads
+from cavmae_ds.checkpoint.writer import Writer
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
-from cavmae_ds.distributed import World, barrier, from_first_rank
-from cavmae_ds.durable import flush
+from cavmae_ds.distributed import World
 from cavmae_ds.ema import WeightAverage
+from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+UPLOAD_LIMIT_S = 600.0
+"""So long a run that ends waits for its last checkpoint to be in the bucket."""
+
 
 class Checkpoints:
-    """Saves and resumes one engine. All ranks call the same methods in the same order."""
+    """Saves and resumes one engine: resume() first. All ranks call the same methods in the same order."""
 
     def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, engine: Any, ema: WeightAverage | None):
-        """engine: freshly built; ema: the running mean of its weights, if one is kept."""
+        """engine: freshly built; ema: the running mean of its weights, if one is kept.
+
+        Raises CheckpointError if hosts do not share the run folder, and there is no bucket either.
+        """
         self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
         self._state = EngineState(engine, ema, world)
+        self._disk = find_disk(checkpoint_root(cfg.run_dir), world)
+        address = cfg.checkpoint.address
+        self._bucket = open_bucket(address) if address else None
+        if not (self._disk.shared or self._bucket):
+            raise CheckpointError(
+                f"the {world.hosts} hosts do not see the same run_dir {str(cfg.run_dir)!r}, and a checkpoint needs the "
+                "files of all; put it on a file system that they share, or set checkpoint.address to s3://bucket/prefix"
+            )
+        self._keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
+        self._uploads: Uploads | None = None
+        self._writer: Writer | None = None
+        self._newest = 0
+        """The newest step of which there is a checkpoint."""
+        self._outcomes: list[Outcome] = []
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
 
         Any number of ranks at any ZeRO stage goes on with what any other saved. Raises CheckpointError if it was made
-        for another model, seed or batch.
+        for another model, seed or batch, or if no checkpoint is whole.
         """
-        latest = from_first_rank(whole_checkpoints(self._cfg.run_dir)[-1:])
-        if not latest:
-            return 0
-        folder = latest[0]
-        manifest = read_manifest(folder)
-        check_same_run(manifest, self._cfg, self._numbers, folder)
-        verify(folder, manifest)
-        reader = PieceReader(sorted(manifest.files), folder.joinpath, self._world.rank, self._world.size)
-        self._state.load(reader, manifest)
-        log.info("resumed from %s", folder)
-        return manifest.step
+        if self._writer:
+            self._writer.wait()
+        found = restore(self._disk, self._bucket, self._world, self._fits, self._state.find)
+        if found:
+            manifest, reader = found
+            self._state.load(manifest, reader)
+            self._newest = manifest.step
+            who = f"{manifest.ranks} ranks at ZeRO stage {manifest.zero_stage}"
+            log.info("resumed from step %d, saved by %s", manifest.step, who)
+        if self._writer is None:
+            # Only now: what is sent to the bucket must be whole.
+            self._uploads = Uploads(self._bucket, self._disk, self._world, self._keep) if self._bucket else None
+            self._writer = Writer(self._disk, self._world, self._keep, self._uploads)
+        return self._newest
 
     def due(self, step: int) -> bool:
         """Whether to save after so many optimizer steps."""
-        return step % self._cfg.checkpoint.every_steps == 0 or step == self._numbers.total_steps
+        return step % self._cfg.checkpoint.every_steps == 0
 
     def save(self, step: int) -> None:
-        """Save the run after so many optimizer steps; then drop all but keep_last."""
-        root = checkpoint_root(self._cfg.run_dir)
-        final = root / step_name(step)
-        partial = final.with_name(final.name + PARTIAL)
-        if self._world.is_first:
-            root.mkdir(parents=True, exist_ok=True)
-            remove_partials(root)
-            partial.mkdir()
-        barrier()
-        pieces = self._state.pieces()
-        save_file(
-            {piece.key: piece.values for piece in pieces}, partial / rank_file(self._world.rank, self._world.size)
-        )
-        manifest = self._manifest(step)
-        barrier()
-        if self._world.is_first:
-            files = {
-                path.name: FileRecord(bytes=path.stat().st_size, sha256=file_hash(path)) for path in partial.iterdir()
-            }
-            (partial / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
-            partial.rename(final)
-            flush(root)
-            for old in whole_checkpoints(self._cfg.run_dir)[: -self._cfg.checkpoint.keep_last]:
-                remove(old)
-        barrier()
+        """Save the state after `step` optimizer steps in the background; returns when it has been copied.
 
-    def save_and_wait(self, step: int) -> None:
-        """save, and return when it is on the disk."""
-        self.save(step)
+        A save that fails is reported by finished(), and training goes on.
+        """
+        writer = self._resumed()
+        writer.wait()  # the copies of the save before are written from the same memory
+        writer.begin(step, self._state.pieces(), self._manifest(step))
+
+    def save_and_wait(self, step: int, upload_limit_s: float = UPLOAD_LIMIT_S) -> None:
+        """See to it that there is a checkpoint of this step, on the disk and in the bucket, before this returns.
+
+        Raises CheckpointError if there is none.
+        """
+        self._settle()
+        if self._newest != step:
+            self.save(step)
+            self._settle()
+        if self._newest != step:
+            raise CheckpointError(f"the checkpoint of step {step} could not be saved: {self._outcomes[-1].failure}")
+        missing = self._uploads.wait(upload_limit_s) if self._uploads else ""
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint of step {step} is in {str(self._disk.root)!r}, but not in "
+                f"{self._cfg.checkpoint.address}: {missing}; the same command sends it"
+            )
+
+    def finished(self) -> list[Outcome]:
+        """Saves that have ended since this was last asked, and those that have come to the bucket."""
+        self._note()
+        outcomes = self._outcomes + (self._uploads.finished() if self._uploads else [])
+        self._outcomes = []
+        return outcomes
+
+    def _settle(self) -> None:
+        self._resumed().wait()
+        self._note()
+
+    def _note(self) -> None:
+        for outcome in self._resumed().finished():
+            self._outcomes.append(outcome)
+            if not outcome.failure:
+                self._newest = outcome.step
 
     def close(self) -> None:
-        """End of the run."""
-        pass
+        """End of the run: a save that is going on gets a moment."""
+        if self._writer:
+            self._writer.close()
+
+    def _resumed(self) -> Writer:
+        if self._writer is None:
+            raise RuntimeError("resume() comes first")
+        return self._writer
+
+    def _fits(self, manifest: Manifest, address: str) -> None:
+        check_same_run(manifest, self._cfg, self._numbers, address)
 
     def _manifest(self, step: int) -> Manifest:
         """All but the files."""

@@ -43,6 +43,14 @@ MECHANICS = {
 }
 """Top-level keys a fragment may hold. DeepSpeed itself takes a misspelled one in silence (spec/engine-notes.md 0)."""
 
+LAYOUTS: dict[str, tuple[str | int, ...]] = {
+    "offload_optimizer.device": ("none", "cpu"),
+    "offload_optimizer.ratio": (1,),
+    "offload_param.device": ("none", "cpu"),
+    "mics_shard_size": (-1,),
+}
+"""Keys of zero_optimization -> values with which partitions.py knows where ZeRO keeps what."""
+
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -70,7 +78,20 @@ def read_fragment(config: CommonConfig) -> dict[str, Any]:
             f"train.precision bf16 needs ZeRO stage 1, 2 or 3, got stage 0 in ds_config {str(path)!r}; "
             "choose ds_configs/zero1.json or train.precision fp32"
         )
+    _check_layout(fragment.get("zero_optimization"), path)
     return fragment
+
+
+def _check_layout(section: Any, path: Path) -> None:
+    for keys, allowed in LAYOUTS.items():
+        value = section
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"zero_optimization.{keys} in ds_config {str(path)!r} must be {' or '.join(map(str, allowed))}, "
+                f"got {value!r}: checkpoints could not be made of what lies elsewhere"
+            )
 
 
 def zero_stage(fragment: dict[str, Any], path: Path | str = "") -> int:

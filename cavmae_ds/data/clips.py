@@ -10,21 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cavmae_ds.data.schema import FRAMES_PER_CLIP, audio_of, frame_of, labels_of
+from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, audio_of, frame_of, labels_of
 
 MIDDLE_FRAME = FRAMES_PER_CLIP // 2
 """The frame that evaluation looks at (spec/cav-mae.md 3.6)."""
 
 
+class BadClip(NamedTuple):
+    """A clip that could not be used."""
+
+    damage: Damage
+    line: str
+    """Names it and what is wrong; the clips of a damaged shard share one."""
+
+
 class Clip(NamedTuple):
-    """One decoded clip; `bad` names what had to be replaced to fill its place, or is empty."""
+    """One decoded clip; `bad` is what had to be replaced to fill its place, if anything."""
 
     clip_index: int
     epoch: int
     audio: NDArray[np.int16]  # [n] 16 kHz mono
     image: NDArray[np.uint8]  # [H, W, 3]
     labels: NDArray[np.int32]
-    bad: str
+    bad: BadClip | None
     partner: Clip | None = None  # another clip, of this turn, to be mixed with
     share: float = 1.0  # of this clip in the mix
 
@@ -54,11 +62,13 @@ class Batch(NamedTuple):
     n_samples: Tensor  # [B] int64
     images: Tensor  # [B, 3, H, W] uint8
     labels: list[list[int]]  # class ids of each clip
-    bad: list[str]  # one line for each clip that had to be replaced
+    bad: list[BadClip]  # those that had to be replaced
     partners: Partners | None = None
 
 
-def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: str = "") -> Clip:
+def decode_clip(
+    sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: BadClip | None = None
+) -> Clip:
     """A record's sound and one of its frames. Raises DataError, naming the clip, if the record is damaged."""
     return Clip(clip_index, epoch, audio_of(sample), frame_of(sample, frame), labels_of(sample), bad)
 

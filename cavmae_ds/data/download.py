@@ -28,6 +28,7 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from cavmae_ds.config import DataConfig
+from cavmae_ds.data.schema import Damage
 from cavmae_ds.data.store import open_store, s3_client
 from cavmae_ds.errors import DataError
 
@@ -54,6 +55,8 @@ class ShardError(DataError):
 
 class BadShard(DataError):
     """A shard is there but not what was written, also when fetched again."""
+
+    damage = Damage.SHARD
 
 
 class ShardStream(Stream):

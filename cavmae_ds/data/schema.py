@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import Enum, IntFlag
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,22 @@ MDS_COLUMNS = {
     "labels": "bytes",  # MDS cannot hold an empty ndarray, and a clip may have no label
     "flags": "uint16",
 }
+
+
+class Damage(str, Enum):
+    """What of a data set was found damaged while training; the value is the name of its curve."""
+
+    SHARD = "shard"  # its bytes are not those that were written
+    RECORD = "record"  # its columns do not fit the shard
+    SOUND = "sound"
+    FRAME = "frame"
+    LABELS = "labels"
+
+
+class DamagedClip(DataError):
+    """A record was read and part of it does not decode."""
+
+    damage = Damage.RECORD
 
 
 class ClipFlag(IntFlag):
@@ -106,7 +122,7 @@ def audio_of(sample: Mapping[str, Any]) -> np.ndarray:
             if samples.shape == (expected,) and rate_hz == AUDIO_RATE_HZ:
                 return samples
     if len(audio) != 2 * expected:
-        raise _damaged(sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
+        raise _damaged(Damage.SOUND, sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
     return np.frombuffer(audio, "<i2")
 
 
@@ -123,9 +139,8 @@ def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
         raise IndexError(f"frame {k} of a clip of {FRAMES_PER_CLIP}")
     start, stop = (int(offset) for offset in sample["frame_offsets"][k : k + 2])
     if not start < stop <= len(sample["frames"]):
-        raise _damaged(
-            sample, f"keeps frame {k} at bytes {start} to {stop} of {len(sample['frames'])}, which cannot be"
-        )
+        where = f"at bytes {start} to {stop} of {len(sample['frames'])}"
+        raise _damaged(Damage.FRAME, sample, f"keeps frame {k} {where}, which cannot be")
     return sample["frames"][start:stop]
 
 
@@ -151,18 +166,20 @@ def frame_of(sample: Mapping[str, Any], k: int) -> np.ndarray:
     try:
         return decode_frame(jpeg)
     except DataError as error:
-        raise _damaged(sample, f"keeps a frame {k} that does not decode: {error.__cause__}") from error
+        raise _damaged(Damage.FRAME, sample, f"keeps a frame {k} that does not decode: {error.__cause__}") from error
 
 
 def labels_of(sample: Mapping[str, Any]) -> np.ndarray:
     """Class ids: int32 [any], maybe none. Raises DataError when the bytes are no whole numbers."""
     if len(sample["labels"]) % 4:
-        raise _damaged(sample, f"has {len(sample['labels'])} bytes of labels, expected a multiple of 4")
+        raise _damaged(Damage.LABELS, sample, f"has {len(sample['labels'])} bytes of labels, expected a multiple of 4")
     return np.frombuffer(sample["labels"], "<i4")
 
 
-def _damaged(sample: Mapping[str, Any], what: str) -> DataError:
-    return DataError(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
+def _damaged(damage: Damage, sample: Mapping[str, Any], what: str) -> DamagedClip:
+    error = DamagedClip(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
+    error.damage = damage
+    return error
 
 
 class DataSetFacts(BaseModel):

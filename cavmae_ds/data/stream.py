@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from cavmae_ds.clip_random import Stream, frame_choice
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.augment import draw_partner
-from cavmae_ds.data.clips import MIDDLE_FRAME, Batch, Clip, collate, decode_clip
+from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
-from cavmae_ds.data.schema import FRAMES_PER_CLIP
+from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
@@ -109,7 +109,7 @@ class ClipStream(ShardCache):
         return clip._replace(partner=partner, share=drawn.share)
 
     def _readable(self, place: int, turn: int, frame_stream: Stream) -> Clip:
-        at, bad = place, ""
+        at, bad = place, None
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
                 frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP, frame_stream)
@@ -119,9 +119,10 @@ class ClipStream(ShardCache):
             except DataError as error:
                 if self._cfg.on_bad_clip == "fail":
                     raise DataError(f"{error} (data.on_bad_clip is fail)") from error
-                bad = bad or str(error)
+                bad = bad or BadClip(getattr(error, "damage", Damage.RECORD), str(error))
                 at = self._replacement(at, whole_shard=isinstance(error, BadShard))
-        raise DataError(f"{bad}; and so are the {MOST_REPLACEMENTS} after it")
+        assert bad is not None
+        raise DataError(f"{bad.line}; and so are the {MOST_REPLACEMENTS} after it")
 
     def _replacement(self, at: int, whole_shard: bool) -> int:
         """The next place that may be trained on: in the next shard, or the next one at all."""

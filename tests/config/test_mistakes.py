@@ -86,6 +86,8 @@ MISTAKES = {
     "all clips held out": (["data.validation_share=1"], ["data.validation_share", "less than 1"]),
     "more stripes than clips": (["data.canonical_nodes=48"], ["24 clips", "data.canonical_nodes = 48"]),
     "validation without clips": (["monitor.validate_every=5"], ["monitor.validate_every", "data.validation_share"]),
+    "probe without clips": (["monitor.probe_every=5"], ["monitor.probe_every", "data.validation_share"]),
+    "probe of one clip": (["monitor.probe_clips=1"], ["monitor.probe_clips", "greater than or equal to 2"]),
     "validation clips that are not there": (["data.validation=no/where"], ["no/where", "index.json"]),
     "batches awaited less long than shards": (["data.timeout_seconds=60"], ["timeout_seconds", "= 120", "got 60"]),
     "unknown treatment of bad clips": (["data.on_bad_clip=stop"], ["data.on_bad_clip", "'skip' or 'fail'", "stop"]),
@@ -105,6 +107,10 @@ ENGINE_MISTAKES = {
     "accepted in silence by DeepSpeed": ({"grad_clipping": 1.0}, ["grad_clipping", "gradient_clipping"]),
     "stage 4": ({"zero_optimization": {"stage": 4}}, ["zero_optimization.stage", "0, 1, 2 or 3", "4"]),
     "bf16 sums": ({"zero_optimization": {"stage": 0}}, ["train.precision bf16", "1, 2 or 3", "stage 0", "fp32"]),
+    "states on a disk": (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+        ["zero_optimization.offload_optimizer.device", "none or cpu", "nvme"],
+    ),
 }
 
 

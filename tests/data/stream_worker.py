@@ -1,4 +1,4 @@
-"""Started on every rank by the deepspeed launcher: notes which clips come, with which frame and which mask.
+"""Run by every rank: notes which clips come, with which frame and which mask.
 
 The one argument is a folder: cases.json there says what to read, case after case; rank-R.json is what rank R got.
 """

@@ -24,7 +24,7 @@ def clip(index: int, samples: int, labels: list[int], partner: Clip | None = Non
     random = np.random.RandomState(index)
     audio = (random.standard_normal(samples) * 3000 + 500).astype(np.int16)
     image = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
-    return Clip(index, TURN, audio, image, np.array(labels, np.int32), "", partner, share)
+    return Clip(index, TURN, audio, image, np.array(labels, np.int32), None, partner, share)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
 from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips
 from tests.data.small_shards import small_shards
-from tests.launcher import launch
+from tests.launcher import fork_ranks
 
 WORKER = Path(__file__).with_name("stream_worker.py")
 STEPS = 7  # the 24 clips make 3 steps an epoch: this reaches into the third
@@ -48,7 +48,7 @@ def by_step(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, dict[
     """Case -> step -> all its clips as real ranks got them, as sorted JSON."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
-    finished = launch(ranks, WORKER, str(folder), scratch=folder)
+    finished = fork_ranks(ranks, WORKER, str(folder), scratch=folder)
     assert finished.returncode == 0, finished.stdout
     seen: dict = {name: defaultdict(list) for name in cases}
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""Started on every rank by the deepspeed launcher: each optimizer at each ZeRO stage, and the running mean."""
+"""Run by every rank: each optimizer at each ZeRO stage, and the running mean."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def averaged(fragment: str, precision: str, folder: Path, world: World) -> dict[
     cfg = run_config(world.size, "adamw", fragment, precision, run_dir=run_dir)
     engine = fresh_engine(cfg, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
+    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)
+    checkpoints.resume()
     plain = full_weights(engine, world)
     decay = math.exp(-CLIPS / HORIZON_CLIPS)
     for step in range(STEPS):
@@ -62,13 +64,14 @@ def averaged(fragment: str, precision: str, folder: Path, world: World) -> dict[
         for name, weight in full_weights(engine, world).items():
             plain[name] = decay * plain[name] + (1 - decay) * weight
         if step == STEPS // 2 - 1:
-            Checkpoints(cfg, numbers(world.size), world, engine, ema).save_and_wait(step + 1)
+            checkpoints.save_and_wait(step + 1)
     result = {"mean": full_means(engine, ema, world), "plain": plain, "weights": full_weights(engine, world)}
     engine.destroy()
 
     engine = fresh_engine(cfg, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
-    for step in range(Checkpoints(cfg, numbers(world.size), world, engine, ema).resume(), STEPS):
+    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)
+    for step in range(checkpoints.resume(), STEPS):
         train_step(engine, world, step)
         ema.update()
     result |= {"resumed mean": full_means(engine, ema, world), "resumed weights": full_weights(engine, world)}

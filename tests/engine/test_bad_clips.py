@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.monitor.log import read_log
 from tests.data.small_shards import small_shards
-from tests.launcher import PRETRAIN, launch
+from tests.launcher import PRETRAIN, fork_ranks, launch
 
 pytestmark = pytest.mark.slow
 
@@ -57,22 +58,27 @@ def run_file(folder: Path, *, workers: int, allowed: float) -> str:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_clip_is_counted_named_and_bounded(workers, damaged_clip, tmp_path):
-    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.1), scratch=tmp_path)
+    finished = fork_ranks(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.1), scratch=tmp_path)
 
     assert finished.returncode == 0, finished.stdout
     assert finished.stdout.count(f"bad clip: clip '{damaged_clip}'") == 3  # another frame in each epoch
-    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}  # once in each of three epochs
+    curves = read_curves(tmp_path / "run")
+    assert curves["data/bad_clips"] == {3: 1.0, 6: 2.0, 9: 3.0}  # once in each of three epochs
+    assert curves["data/bad/frame"] == curves["data/bad_clips"]  # and that is all there is
+    told = [entry["line"] for entry in read_log(tmp_path / "run") if entry.get("event") == "bad clip"]
+    assert len(told) == 3 and all(damaged_clip in line for line in told)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_shard_is_named_once_and_its_clips_are_counted_to_the_end_of_every_epoch(
     workers, damaged_shard, tmp_path
 ):
-    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.2), scratch=tmp_path)
+    finished = fork_ranks(1, PRETRAIN, run_file(tmp_path, workers=workers, allowed=0.2), scratch=tmp_path)
 
     assert finished.returncode == 0, finished.stdout
     assert finished.stdout.count(f"bad clip: shard '{damaged_shard}'") == 1
-    assert read_curves(tmp_path / "run")["data/bad_clips"] == {3: 3.0, 6: 6.0, 9: 9.0}
+    curves = read_curves(tmp_path / "run")
+    assert curves["data/bad_clips"] == curves["data/bad/shard"] == {3: 3.0, 6: 6.0, 9: 9.0}
 
 
 def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_clip, tmp_path):
@@ -89,7 +95,7 @@ def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_clip, tmp
 def test_a_damaged_shard_ends_the_run_where_that_was_asked_for(workers, damaged_shard, tmp_path):
     file = run_file(tmp_path, workers=workers, allowed=1.0)
 
-    finished = launch(1, PRETRAIN, file, "data.on_bad_clip=fail", scratch=tmp_path, seconds=120)
+    finished = fork_ranks(1, PRETRAIN, file, "data.on_bad_clip=fail", scratch=tmp_path, seconds=120)
 
     assert finished.returncode == 2, finished.stdout
     said = next(line for line in finished.stdout.splitlines() if "pretrain: error: rank" in line)
@@ -103,7 +109,7 @@ def test_a_shard_that_is_gone_ends_the_run_and_not_just_the_epoch(workers, tiny_
     shutil.copytree(tiny_shards, tmp_path / "shards")
     next((tmp_path / "shards").rglob("*.mds")).unlink()
 
-    finished = launch(2, PRETRAIN, run_file(tmp_path, workers=workers, allowed=1.0), scratch=tmp_path, seconds=120)
+    finished = fork_ranks(2, PRETRAIN, run_file(tmp_path, workers=workers, allowed=1.0), scratch=tmp_path, seconds=120)
 
     assert finished.returncode == 2, finished.stdout
     said = next(line for line in finished.stdout.splitlines() if "pretrain: error: rank" in line)
@@ -117,7 +123,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(tiny_shards, tmp_pat
     index["shards"][0]["raw_data"]["basename"] = "../outside.mds"
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
 
-    finished = launch(1, PRETRAIN, run_file(tmp_path, workers=1, allowed=1.0), scratch=tmp_path)
+    finished = fork_ranks(1, PRETRAIN, run_file(tmp_path, workers=1, allowed=1.0), scratch=tmp_path)
 
     assert finished.returncode == 2 and "'../outside.mds'" in finished.stdout
     assert "Traceback" not in finished.stdout

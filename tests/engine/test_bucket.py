@@ -19,7 +19,7 @@ from cavmae_ds.data.store import open_store
 from cavmae_ds.evaluate.curves import read_curves
 from cavmae_ds.model.cavmae import CAVMAE
 from tests.data.small_shards import small_shards
-from tests.launcher import CHECKOUT, PRETRAIN, command, environment, launch
+from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks
 from tests.s3_server import RestartableServer
 
 RUN = """\
@@ -52,7 +52,7 @@ def test_two_ranks_pretrain_in_bf16_from_a_bucket_and_show_what_they_do(stage, b
     run_file, run_dir = tmp_path / "run.yaml", tmp_path / "run"
     run_file.write_text(RUN.format(folder=tmp_path, stage=stage, shards=bucket_shards))
 
-    finished = launch(2, PRETRAIN, str(run_file), scratch=tmp_path)
+    finished = fork_ranks(2, PRETRAIN, str(run_file), scratch=tmp_path)
 
     assert finished.returncode == 0, finished.stdout
     curves = read_curves(run_dir)
@@ -88,7 +88,7 @@ def _sizes() -> dict:
 def test_the_secret_of_the_bucket_is_in_no_file_and_no_output(bucket_shards, s3_server, tmp_path):
     run_file = tmp_path / "run.yaml"
     run_file.write_text(RUN.format(folder=tmp_path, stage=2, shards=bucket_shards))
-    finished = launch(1, PRETRAIN, str(run_file), scratch=tmp_path)
+    finished = fork_ranks(1, PRETRAIN, str(run_file), scratch=tmp_path)
     assert finished.returncode == 0, finished.stdout
     assert s3_server.secret_key not in finished.stdout
     for path in (tmp_path / "run").rglob("*"):
@@ -123,7 +123,7 @@ def test_a_server_that_is_away_for_20_seconds_costs_nothing_but_time(tiny_shards
             (tmp_path / f"{name}.yaml").write_text(
                 OUTAGE.format(folder=tmp_path, name=name, shards=shards, limit=limit, steps=STEPS)
             )
-        finished = launch(2, PRETRAIN, str(tmp_path / "undisturbed.yaml"), scratch=tmp_path)
+        finished = fork_ranks(2, PRETRAIN, str(tmp_path / "undisturbed.yaml"), scratch=tmp_path)
         assert finished.returncode == 0, finished.stdout
 
         with (tmp_path / "log").open("w") as log:

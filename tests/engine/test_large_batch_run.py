@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.evaluate.curves import read_curves
-from tests.launcher import PRETRAIN, launch
+from tests.launcher import PRETRAIN, fork_ranks
 
 RUN = """\
 model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
@@ -26,7 +26,7 @@ def curves(folder: Path, shards: Path, ranks: int, stage: int) -> dict[str, dict
     (folder / "run.yaml").write_text(RUN.format(shards=shards))
     run_dir = folder / f"{ranks}-ranks"
     overrides = f"run_dir={run_dir}", f"ds_config=ds_configs/zero{stage}.json"
-    finished = launch(ranks, PRETRAIN, str(folder / "run.yaml"), *overrides, scratch=folder)
+    finished = fork_ranks(ranks, PRETRAIN, str(folder / "run.yaml"), *overrides, scratch=folder)
     assert finished.returncode == 0, finished.stdout
     return {tag: points for tag, points in read_curves(run_dir).items() if tag.startswith(("loss/", "optim/"))}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.engine.optim_problem import train_plainly
 from tests.engine.optim_worker import AVERAGED, TRAINED
-from tests.launcher import launch
+from tests.launcher import fork_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("optim_worker.py")
 @pytest.fixture(scope="module", params=[1, 2], ids=lambda ranks: f"{ranks}-ranks")
 def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("optim")
-    finished = launch(request.param, WORKER, str(folder), scratch=folder)
+    finished = fork_ranks(request.param, WORKER, str(folder), scratch=folder)
     assert finished.returncode == 0, finished.stdout
     return torch.load(folder / "results.pt", weights_only=True)
 

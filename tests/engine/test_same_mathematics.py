@@ -16,7 +16,7 @@ from cavmae_ds.losses import unit_rows
 from tests.engine import compared
 from tests.engine.matrix import SWITCHES, every_cell, few_cells, special_cells
 from tests.engine.whole_batch import Cell, fresh_model, train_on_one_process
-from tests.launcher import launch
+from tests.launcher import fork_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ RANKS = (1, 2, 4)
 def train(ranks: int, cells: list[Cell], folder: Path, seconds: float = 300) -> dict:
     """What the ranks found: the comparison alone, and losses, norms and parameters of every cell."""
     (folder / "cells.json").write_text(json.dumps(cells))
-    finished = launch(ranks, WORKER, str(folder), scratch=folder, seconds=seconds)
+    finished = fork_ranks(ranks, WORKER, str(folder), scratch=folder, seconds=seconds)
     assert finished.returncode == 0, finished.stdout
     return torch.load(folder / "results.pt", weights_only=True)
 

@@ -11,7 +11,7 @@ import pytest
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.evaluate.curves import read_curves
 from tests.data.small_shards import small_shards
-from tests.launcher import PRETRAIN, launch
+from tests.launcher import PRETRAIN, fork_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_losses_are_the_same_on_one_two_and_four_ranks_under_zero_3(run_file, tm
     found = []
     for ranks in (1, 2, 4):
         results = tmp_path / f"{ranks}.json"
-        finished = launch(ranks, WORKER, str(run_file), "monitor.validate_batch=2", str(results), scratch=tmp_path)
+        finished = fork_ranks(ranks, WORKER, str(run_file), "monitor.validate_batch=2", str(results), scratch=tmp_path)
         assert finished.returncode == 0, finished.stdout
         found.append(json.loads(results.read_text()))
     held = np.flatnonzero(held_out(0, 24, 0.2)).tolist()
@@ -58,7 +58,7 @@ def test_losses_are_the_same_on_one_two_and_four_ranks_under_zero_3(run_file, tm
 def test_pretraining_draws_validation_beside_the_losses_and_they_are_what_they_were_without_it(run_file, tmp_path):
     curves = []
     for name, every in (("with", 2), ("without", 0)):
-        finished = launch(
+        finished = fork_ranks(
             2, PRETRAIN, str(run_file), f"run_dir={tmp_path / name}", f"monitor.validate_every={every}",
             scratch=tmp_path,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Started on every rank by the deepspeed launcher: validates a fresh model, as pretraining would, and says the losses.
+"""Run by every rank: validates a fresh model, as pretraining would, and says the losses.
 
 Arguments: a run file, then a file for the first rank's results.
 """

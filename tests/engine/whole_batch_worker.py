@@ -1,4 +1,4 @@
-"""Started on every rank by the deepspeed launcher: trains the small problem in all the cells that it is given."""
+"""Run by every rank: trains the small problem in all the cells that it is given."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from benchmarks.plan_memory import ENGINES, compare, engine_run, run_of
 from cavmae_ds.kernels.contrastive import contrastive
 from cavmae_ds.plan.contrast import Comparison, contrast_bytes
 from cavmae_ds.plan.states import count, states
-from tests.launcher import CHECKOUT, environment, launch
+from tests.launcher import CHECKOUT, fork_ranks
 
 MEASURED = {1: ("0-fp32", "1-fp32", "2-bf16", "3-fp32"), 2: ("1-bf16", "2-fp32", "3-bf16")}
 """Ranks -> engines, as stage-precision."""
@@ -63,11 +61,7 @@ def test_the_contrastive_loss_takes_a_few_tiles_and_not_a_matrix():
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_engines_hold_the_states_that_were_predicted(ranks, tmp_path):
     out, script = tmp_path / "held.json", CHECKOUT / "benchmarks" / "plan_memory.py"
-    if ranks == 1:  # a rank alone needs no launcher, which would take longer than the rank
-        command = [sys.executable, str(script), str(out), *MEASURED[ranks]]
-        finished = subprocess.run(command, env=environment(tmp_path), cwd=CHECKOUT, capture_output=True, text=True)
-    else:
-        finished = launch(ranks, script, str(out), *MEASURED[ranks], scratch=tmp_path)
+    finished = fork_ranks(ranks, script, str(out), *MEASURED[ranks], scratch=tmp_path)
     assert finished.returncode == 0, finished.stdout
 
     for name, found in json.loads(out.read_text()).items():

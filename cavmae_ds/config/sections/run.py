@@ -30,9 +30,11 @@ class RunConfig(CommonConfig):
                 "contrastive.two_pass needs a contrastive loss, got loss.contrastive_weight 0; "
                 "raise it or set two_pass: false"
             )
-        if self.monitor.validate_every and not (self.data.validation or self.data.validation_share):
-            raise ValueError(
-                f"monitor.validate_every is {self.monitor.validate_every}, but there is nothing to validate on; "
-                "set data.validation or data.validation_share"
-            )
+        for key in ("validate_every", "probe_every"):
+            every = getattr(self.monitor, key)
+            if every and not (self.data.validation or self.data.validation_share):
+                raise ValueError(
+                    f"monitor.{key} is {every}, but there is nothing to validate on; "
+                    "set data.validation or data.validation_share"
+                )
         return self

@@ -134,3 +134,9 @@ class MonitorConfig(Section):
     """Optimizer steps between validations; 0 never validates."""
     validate_batch: Positive = 64
     """Clips of one forward pass of validation on one rank, and the candidates of its contrastive loss."""
+    probe_every: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps between retrieval probes of the clips that validation uses; 0 never probes."""
+    probe_clips: Annotated[int, Field(ge=2)] = 2000
+    """Clips of a probe, from all over the validation clips: what one is searched among."""
+    norms_every: Annotated[int, Field(ge=0)] = 100
+    """Optimizer steps between norms of each block's weights and gradients; 0 draws none."""

@@ -1,0 +1,111 @@
+"""Where points, events, pictures and texts go: TensorBoard, log.jsonl and the terminal. The first rank's only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from cavmae_ds.monitor.log import LOG, LogWriter
+
+METRICS = ("loss/total", "retrieval/in_batch_accuracy", "validation/total", "probe/audio_to_image_recall_at_1")
+"""Curves that TensorBoard lists beside the hyperparameters; of those a run does not draw the column stays empty."""
+
+ROOM = 4 << 20
+"""Bytes that must be free, or TensorBoard's writer may run full in a thread of its own, which ends in a traceback."""
+
+OVERVIEW = {
+    "is it learning": {
+        "loss": ["Multiline", ["loss/total", "validation/total"]],
+        "contrastive loss": ["Multiline", ["loss/contrastive", "validation/contrastive"]],
+        "retrieval, first hit": ["Multiline", ["probe/.*recall_at_1"]],
+        "retrieval, class of the first hit": ["Multiline", ["probe/.*class_precision_at_1"]],
+    },
+    "is it well": {
+        "gradient norm": ["Multiline", ["optim/grad_norm"]],
+        "skipped steps, bad clips, failed checkpoints": [
+            "Multiline",
+            ["guard/skipped_steps", "data/bad_clips", "checkpoint/failed"],
+        ],
+    },
+    "is it fast": {
+        "clips a second": ["Multiline", ["perf/clips_per_second$"]],
+        "share of a step lost to data and to the slowest rank": [
+            "Multiline",
+            ["perf/data_wait_share", "ranks/straggler_share"],
+        ],
+        "memory, GiB": ["Multiline", ["memory/.*"]],
+    },
+}
+"""Charts of TensorBoard's custom scalars: what belongs together drawn together. Tags are regular expressions."""
+
+
+class Curves:
+    """Writes what it is given at once. A full disk costs points, never the run: it is said once, then tried again."""
+
+    def __init__(self, run_dir: Path, step: int):
+        """Points after `step` belong to a process that was killed: the resumed run draws them again."""
+        self._folder, self._step = run_dir / "tensorboard", step
+        self._writer: SummaryWriter | None = SummaryWriter(str(self._folder), purge_step=step + 1)
+        self._log = LogWriter(run_dir / LOG)
+        self._failing = False
+
+    def draw(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of each of some curves."""
+
+        def scalars(writer: SummaryWriter) -> None:
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
+
+        self._keep(scalars, lambda: self._log.write(step, values))
+
+    def event(self, step: int, name: str, facts: Mapping[str, Any]) -> None:
+        """One line in the log.jsonl."""
+        self._keep(None, lambda: self._log.write(step, {"event": name, **facts}))
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """[H, W, 3] uint8."""
+        self._keep(lambda writer: writer.add_image(tag, pixels, step, dataformats="HWC"))
+
+    def texts(self, texts: Mapping[str, str], hyperparameters: Mapping[str, float | str | bool]) -> None:
+        """Markdown under a tag each, and what the run is listed with beside other runs."""
+
+        def add(writer: SummaryWriter) -> None:
+            for tag, text in texts.items():
+                writer.add_text(tag, text, self._step)
+            writer.add_custom_scalars(OVERVIEW)
+            # Not add_hparams: it opens a folder of its own, and the run would be listed twice.
+            for summary in hparams(dict(hyperparameters), dict.fromkeys(METRICS, 0.0))[:2]:
+                writer._get_file_writer().add_summary(summary)
+
+        self._keep(add)
+
+    def close(self) -> None:
+        """Flush."""
+        self._keep(lambda writer: writer.close())
+        self._log.close()
+
+    def _keep(self, drawn: Callable[[SummaryWriter], None] | None, logged: Callable[[], None] | None = None) -> None:
+        try:
+            if logged:
+                logged()
+            if drawn:
+                if shutil.disk_usage(self._folder).free < ROOM:
+                    raise OSError(f"less than {ROOM >> 20} MiB are free in {self._folder}")
+                if self._writer is None:
+                    self._writer = SummaryWriter(str(self._folder))
+                drawn(self._writer)
+                self._writer.flush()
+        except OSError as error:
+            if not self._failing:
+                tqdm.write(f"curves cannot be written and have a gap: {error}")
+            # Its thread has ended with the error; a new one begins a file of its own.
+            self._writer, self._failing = None, True
+        else:
+            self._failing = False

@@ -1,0 +1,210 @@
+"""Everything that is watched while a run trains, behind the few calls that the loop makes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from cavmae_ds.config import RunConfig
+from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.data.schema import Damage
+from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks, start_gather
+from cavmae_ds.evaluate.pictures import draw_reconstructions, figure_pixels
+from cavmae_ds.evaluate.retrieval import Retrieval
+from cavmae_ds.losses import PretrainLosses
+from cavmae_ds.monitor.bad_clips import BadClips
+from cavmae_ds.monitor.curves import Curves
+from cavmae_ds.monitor.norms import BlockNorms
+from cavmae_ds.monitor.speed import OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
+from cavmae_ds.monitor.texts import environment, hyperparameters, texts, this_machine
+from cavmae_ds.optim import learning_rate_share
+from cavmae_ds.step import StepDone
+from cavmae_ds.validate import Validation
+
+Item = TypeVar("Item")
+
+TAGS = {
+    "total": "loss/total",
+    "mae_audio": "loss/mae_audio",
+    "mae_image": "loss/mae_image",
+    "contrastive": "loss/contrastive",
+    "in_batch_accuracy": "retrieval/in_batch_accuracy",
+}
+"""The curve that each field of PretrainLosses is drawn as."""
+
+
+class Monitor:
+    """Collects on the device, reads and writes every monitor.log_every optimizer steps.
+
+    Curves are means over the clips, ranks and steps since the last point, so nothing a spike does is skipped. All ranks
+    make the same calls; the first one writes.
+    """
+
+    def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, step: int, engine: Any):
+        """step: optimizer steps already done."""
+        self._cfg, self._numbers, self._world = cfg, numbers, world
+        self._terms = torch.zeros(len(TAGS), device=world.device, dtype=torch.float64)
+        self._bad = BadClips(cfg.data.max_bad_share)
+        self._work = OwnWork(engine, world.device)
+        self._norms = BlockNorms(engine, world, cfg.optim.clip_grad_norm) if cfg.monitor.norms_every else None
+        machines = from_all_ranks(this_machine(world))
+        self._stragglers = Stragglers([machine.host for machine in machines])
+        self._last_point = self._last_step = step
+        self._curves: Curves | None = None
+        if world.is_first:
+            self._curves = Curves(cfg.run_dir, step)
+            self._curves.texts(texts(cfg, numbers, machines), hyperparameters(cfg))
+            facts = {"environment": environment(machines), "numbers": asdict(numbers)}
+            self.event(step, "resume" if step else "start", **facts)
+        self._progress = tqdm(
+            total=numbers.total_steps,
+            initial=step,
+            unit="step",
+            desc="pretrain",
+            mininterval=2,
+            dynamic_ncols=True,
+            disable=not world.is_first,
+        )
+        ceiling = matmul_ceiling_flops(world.device, torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
+        self._mfu_per_rate = numbers.gflop_per_clip * 1e9 / (ceiling * world.size)
+        self._arm(step + 1)
+        self._since = time.perf_counter()
+
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Pass batches through, adding up how long each was waited for."""
+        return self._work.timed(batches)
+
+    def step_done(self, step: int, done: StepDone) -> None:
+        """Note one optimizer step (1-based); write what is due.
+
+        Raises DataError above data.max_bad_share, FloatingPointError when the loss is no longer a number.
+        """
+        self._last_step = step
+        self._terms += torch.stack([term.double() for term in done.losses])
+        for line in self._bad.note(done.bad):
+            tqdm.write(f"bad clip: {line}")
+        self._progress.update()
+        if step % self._cfg.monitor.log_every == 0 or step == self._numbers.total_steps:
+            self._write_point(step, float(done.grad_norm))
+        if self._norms and self._norms_due(step):
+            self.draw(step, self._norms.read(float(done.grad_norm)))
+        self._arm(step + 1)
+        every = self._cfg.monitor.pictures_every
+        if self._curves and every and step % every == 0 and done.output.image_prediction is not None:
+            figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
+            self._curves.picture("reconstructions", figure_pixels(figure), step)
+
+    def validate(self, step: int, validation: Validation | None) -> None:
+        """Validate and probe if it is due after this step and draw the curves; its time does not count."""
+        if validation is None:
+            return
+        began = time.perf_counter()
+        if self._due(step, self._cfg.monitor.validate_every):
+            losses = validation()
+            self.draw(step, {f"validation/{field}": value.item() for field, value in losses._asdict().items()})
+        if self._due(step, self._cfg.monitor.probe_every):
+            scores = validation.retrieval()
+            if scores:
+                self.draw(step, probe_curves(scores))
+        self._since += time.perf_counter() - began
+
+    def draw(self, step: int, values: dict[str, float]) -> None:
+        """A point of some curves, by whoever has something to tell (checkpoints, guards)."""
+        if self._curves and values:
+            self._curves.draw(step, values)
+
+    def event(self, step: int, name: str, **facts: Any) -> None:
+        """One line in log.jsonl: what happened, and what is worth knowing about it (plain values)."""
+        if self._curves:
+            self._curves.event(step, name, facts)
+
+    def close(self) -> None:
+        """Flush and end the progress line."""
+        self.event(self._last_step, "end" if self._last_step == self._numbers.total_steps else "stop")
+        if self._curves:
+            self._curves.close()
+        self._progress.close()
+
+    def _write_point(self, step: int, grad_norm: float) -> None:
+        steps = step - self._last_point
+        means = mean_over_ranks(self._terms / steps)
+        losses = dict(zip(PretrainLosses._fields, means.tolist(), strict=True))
+        memory = memory_gib(self._world.device)
+        bad, lines = self._bad.take()
+        mine = [*self._work.take(), *memory.values(), *bad]
+        elapsed = time.perf_counter() - self._since
+        ranks = start_gather(torch.tensor([mine], dtype=torch.float64, device=self._world.device))().cpu()
+        waited, own = (ranks[:, :2] / steps).unbind(1)  # [W] each
+        held, bad_by_damage = ranks[:, 2:].split([len(memory), len(Damage)], 1)
+        step_s = elapsed / steps
+        found = spread(own.tolist(), step_s)
+        rate = self._numbers.global_batch / step_s
+        points = {TAGS[field]: value for field, value in losses.items()} | {
+            "optim/lr": self._learning_rate(step),
+            "optim/grad_norm": grad_norm,
+            "perf/clips_per_second": rate,
+            "perf/clips_per_second_per_gpu": rate / self._world.size,
+            "perf/data_wait_share": waited.mean().item() / step_s,
+            "perf/mfu": rate * self._mfu_per_rate,
+            "perf/step_seconds": step_s,
+            "ranks/own_seconds_median": found.median_s,
+            "ranks/own_seconds_max": found.max_s,
+            "ranks/straggler_share": found.share,
+            "ranks/slowest": float(found.slowest),
+        }
+        points |= {f"memory/{kind}_gib": most for kind, most in zip(memory, held.amax(0).tolist(), strict=True)}
+        points |= self._bad.add(bad_by_damage.sum(0).tolist(), steps * self._numbers.global_batch)
+        self.draw(step, points)
+        self._progress.set_postfix_str(
+            f"loss {losses['total']:.4f}, in-batch {losses['in_batch_accuracy']:.0%}, {rate:.0f} clips/s, "
+            f"data wait {points['perf/data_wait_share']:.0%}"
+        )
+        self._tell(step, self._stragglers.judge(found), bad_by_damage.any().item(), lines)
+        if not math.isfinite(losses["total"]):
+            raise FloatingPointError(f"the loss is {losses['total']} at step {step}")
+        self._bad.check()
+        self._terms.zero_()
+        self._last_point, self._since = step, time.perf_counter()
+
+    def _tell(self, step: int, slow: str | None, any_bad: bool, lines: list[str]) -> None:
+        """What happened since the last point, as events; lines: this rank's new bad clips."""
+        if slow:
+            self.event(step, "slow rank", line=slow)
+            if self._curves:
+                tqdm.write(slow)
+        if any_bad:
+            for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
+                self.event(step, "bad clip", line=line)
+
+    def _arm(self, step: int) -> None:
+        if self._norms:
+            self._norms.arm(self._norms_due(step))
+
+    def _norms_due(self, step: int) -> bool:
+        return self._due(step, self._cfg.monitor.norms_every)
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._numbers.total_steps)
+
+    def _learning_rate(self, step: int) -> float:
+        numbers = self._numbers
+        share = learning_rate_share(
+            step - 1, self._cfg.optim, numbers.total_steps, numbers.steps_per_epoch, numbers.global_batch
+        )
+        return numbers.peak_learning_rate * share
+
+
+def probe_curves(scores: Retrieval) -> dict[str, float]:
+    """Retrieval scores to curves; class scores only where clips have labels."""
+    points = {"probe/chance_recall_at_1": scores.chance_recall_at_1}
+    if scores.chance_class_precision_at_1 is not None:
+        points["probe/chance_class_precision_at_1"] = scores.chance_class_precision_at_1
+    for name, direction in (("audio_to_image", scores.audio_to_image), ("image_to_audio", scores.image_to_audio)):
+        points |= {f"probe/{name}_{key}": value for key, value in direction._asdict().items() if value is not None}
+    return points
