@@ -17,6 +17,7 @@ from cavmae_ds.exchange.single_file import save_single_file
 from cavmae_ds.exchange.weights import recognise
 from cavmae_ds.model.positions import position_table, refit_columns
 from tests.exchange.small_models import HEADS, SIZES, small_mae, small_model
+from tests.launcher import fork_ranks
 
 ALONE = World(rank=0, local_rank=0, size=1, hosts=1, device=torch.device("cpu"))
 
@@ -143,3 +144,17 @@ def test_two_origins_are_refused(tmp_path):
     run.write_text("train: {}\ninit: {from_mae: mae.pth, ema: true}\n")
     with pytest.raises(ConfigError, match="ema is a choice of from_checkpoint"):
         load_config(run)
+
+
+def test_models_in_shards_start_from_the_whole_file(official, tmp_path):
+    finished = fork_ranks(2, Path(__file__).with_name("init_worker.py"), str(tmp_path), scratch=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    given, results = small_model("pretrain", seed=1).state_dict(), torch.load(tmp_path / "results.pt")
+    assert results["pretrain"].keys() == given.keys()
+    assert results["finetune"].keys() == small_model("finetune").state_dict().keys()
+    for kind, weights in results.items():
+        fresh = [name for name in weights if name not in given]
+        assert all(torch.equal(weights[name], given[name]) for name in weights if name in given), kind
+        assert all(name.startswith("mlp_head.") for name in fresh) and len(fresh) == (0 if kind == "pretrain" else 4)
+    assert results["finetune"]["mlp_head.1.weight"].std() > 0.1, "the head is drawn"
+    assert json.loads((tmp_path / "run" / "init.json").read_text())["kind"] == "pretrain"
