@@ -1,4 +1,8 @@
-"""A running mean of the weights: smoother than any single step's, and often better to evaluate."""
+"""Running means of the weights: smoother than any single step's, and often better to evaluate.
+
+Each rank averages the fp32 values that its optimizer updates, so a step costs no communication. Which steps count, and
+how much, is a pure function of the step: a mean can be saved as it is and taken up again.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,65 @@ from typing import Any
 
 import torch
 
+from cavmae_ds.config.sections.classify import AverageConfig
 from cavmae_ds.distributed import World
 from cavmae_ds.partitions import find_partitions
 
 
-class WeightAverage:
-    """mean <- decay * mean + (1 - decay) * weights after every optimizer step, in fp32; it starts at the first weights.
+class RunningMean:
+    """mean <- mean + weight * (weights - mean), in fp32; it starts at the first weights."""
 
-    decay = exp(-global_batch / horizon_clips): a step's weights count 1/e after horizon_clips more clips, so the batch
-    may change and the mean covers as much training as before. Each rank averages the fp32 values that its optimizer
-    updates, so a step costs no communication.
-    """
+    state: str
+    """What a checkpoint calls it."""
 
-    def __init__(self, engine: Any, world: World, horizon_clips: int, global_batch: int):
+    def __init__(self, engine: Any, world: World):
         """engine: freshly built. Memory: 4 bytes for every parameter that this rank's optimizer updates."""
         self._flats = find_partitions(engine, world).flats
-        self._weight = -math.expm1(-global_batch / horizon_clips)  # 1 - decay, without cancellation
         self.means = [flat.detach().clone() for flat in self._flats]
         """Laid out as the flat partitions are (find_partitions)."""
 
+    def weight(self, step: int) -> float:
+        """How much the weights after so many optimizer steps count against the mean so far."""
+        raise NotImplementedError
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Note one optimizer step."""
-        torch._foreach_lerp_(self.means, [flat.detach() for flat in self._flats], self._weight)
+    def update(self, step: int) -> None:
+        """Note the weights after `step` optimizer steps."""
+        weight = self.weight(step)
+        if weight:
+            torch._foreach_lerp_(self.means, [flat.detach() for flat in self._flats], weight)
+
+
+class WeightAverage(RunningMean):
+    """An exponential mean over the last clips, whatever the batch.
+
+    Each step keeps exp(-global_batch / horizon_clips) of it: a step's weights count 1/e after horizon_clips more clips,
+    so the batch may change and the mean covers as much training as before.
+    """
+
+    state = "ema"
+
+    def __init__(self, engine: Any, world: World, horizon_clips: int, global_batch: int):
+        super().__init__(engine, world)
+        self._weight = -math.expm1(-global_batch / horizon_clips)  # 1 - decay, without cancellation
+
+    def weight(self, step: int) -> float:
+        """The same for every step."""
+        return self._weight
+
+
+class EpochAverage(RunningMean):
+    """The plain mean of the weights after each epoch of a range (spec/cav-mae.md 4.5); before, it means nothing."""
+
+    state = "averaged"
+
+    def __init__(self, engine: Any, world: World, cfg: AverageConfig, steps_per_epoch: int):
+        super().__init__(engine, world)
+        self._cfg, self._steps_per_epoch = cfg, steps_per_epoch
+
+    def weight(self, step: int) -> float:
+        """1/k for the k-th epoch that counts, when it ends; 0 otherwise."""
+        epoch, inside = divmod(step, self._steps_per_epoch)
+        if inside or not self._cfg.from_epoch <= epoch <= self._cfg.to_epoch:
+            return 0.0
+        return 1 / (epoch - self._cfg.from_epoch + 1)

@@ -1,40 +1,18 @@
-"""One optimizer step of finetuning. B clips of a micro-batch, C classes."""
+"""One optimizer step of finetuning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from cavmae_ds.config import FinetuneConfig
-from cavmae_ds.config.sections.classify import ClassificationLossConfig
 from cavmae_ds.data.augment import targets
 from cavmae_ds.data.front_end import Ready
 from cavmae_ds.engine import take_step
+from cavmae_ds.losses import ClassificationLosses, classification_losses
 from cavmae_ds.step import StepDone
-
-
-class ClassificationLosses(NamedTuple):
-    """Of a micro-batch; their mean over micro-batches and ranks is the global batch's."""
-
-    total: Tensor
-    accuracy: Tensor
-    """Share of clips whose likeliest class is their (largest) target."""
-
-
-def classification_losses(logits: Tensor, wanted: Tensor, cfg: ClassificationLossConfig) -> ClassificationLosses:
-    """Logits and targets [B, C] to one mean over the clips (and classes, for bce), in float32 or wider.
-
-    Targets may be soft: mixed or smoothed (spec/cav-mae.md 4.2).
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    wanted = wanted.to(logits.dtype)
-    measure = functional.binary_cross_entropy_with_logits if cfg.kind == "bce" else functional.cross_entropy
-    right = logits.detach().argmax(1) == wanted.argmax(1)
-    return ClassificationLosses(measure(logits, wanted), right.to(logits.dtype).mean())
 
 
 class FinetuneStep:

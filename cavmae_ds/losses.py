@@ -1,6 +1,6 @@
-"""The losses of pretraining, as pure functions of tensors.
+"""The losses of pretraining and finetuning, as pure functions of tensors.
 
-B clips; L patches of P values; D width of the contrastive rows; N candidates.
+B clips; L patches of P values; D width of the contrastive rows; N candidates; C classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig
+from cavmae_ds.config.sections.classify import ClassificationLossConfig
 from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.model.cavmae import PretrainOutput
@@ -99,3 +100,23 @@ def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: Loss
 def _rebuilt(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
     pixels, grid, mean, std = picture
     return masked_mse(prediction, pixels, plan.hidden, grid, mean, std, cfg.normalise_pixels)
+
+
+class ClassificationLosses(NamedTuple):
+    """Of a micro-batch; their mean over micro-batches and ranks is the global batch's."""
+
+    total: Tensor
+    accuracy: Tensor
+    """Share of clips whose likeliest class is their (largest) target."""
+
+
+def classification_losses(logits: Tensor, wanted: Tensor, cfg: ClassificationLossConfig) -> ClassificationLosses:
+    """Logits and targets [B, C] to one mean over the clips (and classes, for bce), in float32 or wider.
+
+    Targets may be soft: mixed or smoothed (spec/cav-mae.md 4.2).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wanted = wanted.to(logits.dtype)
+    measure = F.binary_cross_entropy_with_logits if cfg.kind == "bce" else F.cross_entropy
+    right = logits.detach().argmax(1) == wanted.argmax(1)
+    return ClassificationLosses(measure(logits, wanted), right.to(logits.dtype).mean())

@@ -19,7 +19,7 @@ from cavmae_ds.data.front_end import FrontEnd, ahead
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
-from cavmae_ds.ema import WeightAverage
+from cavmae_ds.ema import RunningMean, WeightAverage
 from cavmae_ds.engine import build_engine, build_model
 from cavmae_ds.monitor.monitor import Monitor
 from cavmae_ds.step import TrainingStep
@@ -34,7 +34,7 @@ class Run:
 
     world: World
     engine: Any
-    ema: WeightAverage | None
+    means: list[RunningMean]
     front_end: FrontEnd
     training_step: TrainingStep
     loader: DataLoader
@@ -50,8 +50,8 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers) -> None:
         ready = ahead(run.monitor.timed(micro_batches(run.loader)), run.front_end)
         for step in range(run.start + 1, numbers.total_steps + 1):
             done = run.training_step(islice(ready, numbers.accumulation))
-            if run.ema:
-                run.ema.update()
+            for mean in run.means:
+                mean.update(step)
             run.monitor.step_done(step, done)
             run.monitor.validate(step, run.validation)
             if run.checkpoints.due(step):
@@ -66,8 +66,8 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
     try:
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         horizon = cfg.train.ema_clips
-        ema = WeightAverage(engine, world, horizon, cfg.train.global_batch) if horizon else None
-        checkpoints = Checkpoints(cfg, numbers, world, engine, ema)
+        means: list[RunningMean] = [WeightAverage(engine, world, horizon, cfg.train.global_batch)] if horizon else []
+        checkpoints = Checkpoints(cfg, numbers, world, engine, means)
         start = checkpoints.resume()
         if world.is_first:
             cfg.run_dir.mkdir(parents=True, exist_ok=True)
@@ -76,10 +76,10 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         front_end = FrontEnd(cfg.model, world.device)
         training_step = TrainingStep(cfg, numbers.accumulation, world, engine, front_end)
         validating = cfg.monitor.validate_every or cfg.monitor.probe_every
-        validation = Validation(cfg, world, engine, front_end) if validating else None
+        validation = Validation(cfg, numbers.total_steps, world, engine, front_end) if validating else None
         monitor = Monitor(cfg, numbers, world, start, engine)
         try:
-            yield Run(world, engine, ema, front_end, training_step, loader, monitor, validation, checkpoints, start)
+            yield Run(world, engine, means, front_end, training_step, loader, monitor, validation, checkpoints, start)
         finally:
             checkpoints.close()
             monitor.close()

@@ -22,7 +22,7 @@ from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed import World
 from cavmae_ds.engine import take_step
 from cavmae_ds.kernels.contrastive import Contrast
-from cavmae_ds.losses import PretrainLosses, pretrain_losses, reconstruction_loss
+from cavmae_ds.losses import ClassificationLosses, PretrainLosses, pretrain_losses, reconstruction_loss
 from cavmae_ds.model.cavmae import PretrainOutput
 from cavmae_ds.model.masking import draw_plans
 
@@ -30,10 +30,10 @@ from cavmae_ds.model.masking import draw_plans
 class StepDone(NamedTuple):
     """What an optimizer step leaves behind."""
 
-    losses: PretrainLosses
+    losses: PretrainLosses | ClassificationLosses
     """Means over this rank's clips of the step, no gradient; their mean over ranks is the whole batch's."""
-    output: PretrainOutput
-    """Of the last micro-batch."""
+    output: PretrainOutput | None
+    """Of the last micro-batch; a classifier leaves none."""
     grad_norm: Tensor | float
     """Of the whole gradient, before clipping."""
     bad: list[BadClip]

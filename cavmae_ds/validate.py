@@ -30,9 +30,10 @@ from cavmae_ds.model.masking import draw_plans
 class Validation:
     """The clips to validate on. Built, and called, by all ranks together."""
 
-    def __init__(self, cfg: RunConfig, world: World, engine: Any, front_end: FrontEnd):
+    def __init__(self, cfg: RunConfig, total_steps: int, world: World, engine: Any, front_end: FrontEnd):
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
         self._cfg, self._world, self._engine, self._front_end = cfg, world, engine, front_end
+        self._total_steps = total_steps
         data = cfg.data
         training = [source.remote for source in data.all_sources] if data.validation_share else []
         self._clips = EvaluationClips([*training, *filter(None, [data.validation])], data.cache, data)
@@ -49,6 +50,16 @@ class Validation:
             raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
         pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
         self._pool = _cut(places[np.arange(pool) * len(places) // pool], cfg.monitor.validate_batch)
+
+    def after(self, step: int) -> dict[str, float]:
+        """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
+        points = {}
+        if self._due(step, self._cfg.monitor.validate_every):
+            points = {f"validation/{field}": value.item() for field, value in self()._asdict().items()}
+        if self._due(step, self._cfg.monitor.probe_every):
+            scores = self.retrieval()
+            points |= probe_curves(scores) if scores else {}
+        return points
 
     @torch.no_grad()
     def __call__(self) -> PretrainLosses:
@@ -89,6 +100,9 @@ class Validation:
         sounds, frames = zip(*(sides for of_rank, _ in found for sides in of_rank), strict=True)
         return retrieval_scores(torch.cat(sounds), torch.cat(frames), [clip for _, own in found for clip in own])
 
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._total_steps)
+
     def _batches(self, groups: list[list[int]]) -> Iterator[tuple[Ready, bool]]:
         """This rank's groups, and True; as many on every rank, for ZeRO-3 needs all of them in each forward pass.
 
@@ -101,6 +115,16 @@ class Validation:
         )
         counted = [True] * len(own) + [False] * missing
         return zip(ahead(micro_batches(loader), self._front_end), counted, strict=True)
+
+
+def probe_curves(scores: Retrieval) -> dict[str, float]:
+    """Retrieval scores to curves; class scores only where clips have labels."""
+    points = {"probe/chance_recall_at_1": scores.chance_recall_at_1}
+    if scores.chance_class_precision_at_1 is not None:
+        points["probe/chance_class_precision_at_1"] = scores.chance_class_precision_at_1
+    for name, direction in (("audio_to_image", scores.audio_to_image), ("image_to_audio", scores.image_to_audio)):
+        points |= {f"probe/{name}_{key}": value for key, value in direction._asdict().items() if value is not None}
+    return points
 
 
 def _cut(places: NDArray[np.int64], size: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ optimizer holds, and a few numbers. Everything else follows from the run's confi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.checkpoint.folder import Manifest, ParameterRecord
-from cavmae_ds.checkpoint.layout import EMA, FROZEN, MASTER, Piece, PieceReader
+from cavmae_ds.checkpoint.layout import FROZEN, MASTER, MEANS, Piece, PieceReader
 from cavmae_ds.distributed import World
-from cavmae_ds.ema import WeightAverage
+from cavmae_ds.ema import RunningMean
 from cavmae_ds.partitions import Fragment, find_partitions, frozen_stretches, rewriting, whole_shape
 
 
 class EngineState:
     """The state of one engine on one rank. Any optimizer whose state is tensors like the weights, and numbers."""
 
-    def __init__(self, engine: Any, ema: WeightAverage | None, world: World):
-        self._engine, self._ema, self._world = engine, ema, world
+    def __init__(self, engine: Any, means: Sequence[RunningMean], world: World):
+        self._engine, self._means, self._world = engine, means, world
         self._partitions = find_partitions(engine, world)
         self._copies: dict[tuple[str, int], Tensor] = {}
 
@@ -78,7 +78,8 @@ class EngineState:
         Changes nothing and talks to no other rank. Raises DamagedCheckpoint if pieces are missing.
         """
         reader = PieceReader(sorted(manifest.files), path, self._world.rank, self._world.size)
-        wanted = [state for state in manifest.states if state != EMA or self._ema]
+        kept = [mean.state for mean in self._means]
+        wanted = [state for state in manifest.states if state not in MEANS or state in kept]
         for fragments in self._partitions.fragments:
             for part, state in product(fragments, wanted):
                 reader.locate(state, self._partitions.names[part.parameter], part.offset, part.numel)
@@ -113,8 +114,8 @@ class EngineState:
             for name, value in self._optimizer.state.get(flat, {}).items():
                 if _like(value, flat):
                     yield name, number, value, fragments
-            if self._ema:
-                yield EMA, number, self._ema.means[number], fragments
+            for mean in self._means:
+                yield mean.state, number, mean.means[number], fragments
 
     def _host_copy(self, state: str, number: int, values: Tensor) -> Tensor:
         copy = self._copies.get((state, number))
@@ -125,7 +126,7 @@ class EngineState:
 
     def _make_optimizer_states(self, manifest: Manifest) -> None:
         """Room for what the checkpoint holds; an optimizer makes its own at its first step only."""
-        moments = [state for state in manifest.states if state not in (MASTER, EMA)]
+        moments = [state for state in manifest.states if state not in (MASTER, *MEANS)]
         numbers = manifest.scalars["optimizer"].items()
         fused = self._optimizer.defaults.get("fused")  # counts its steps on the device
         for flat in self._partitions.flats:

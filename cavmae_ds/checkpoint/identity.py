@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from cavmae_ds.checkpoint.folder import Manifest
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.errors import CheckpointError
 
 _POOL = "clips compared with each other"
 
 
-def identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
+def identity(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
     """Setting -> value, as JSON has them."""
     # The sizes count, not what they were called, nor in which portions they are computed.
     sizes = cfg.model.model_dump(mode="json", exclude={"preset", "decoder_chunk", "checkpoint_towers"})
@@ -22,13 +22,10 @@ def identity(cfg: RunConfig, numbers: RunNumbers) -> dict[str, Any]:
     optim = {"optim.name": cfg.optim.name}
     data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
     counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
-    pool = {}
-    if cfg.loss.contrastive_weight > 0:
-        pool = {_POOL: _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)}
-    return model | train | ema | optim | data | counts | pool
+    return model | train | ema | optim | data | counts | _of_kind(cfg, numbers)
 
 
-def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunNumbers, address: str) -> None:
+def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers, address: str) -> None:
     """Raises CheckpointError, naming what differs, if a checkpoint is not this run's."""
     now, saved = identity(cfg, numbers), manifest.identity
     differing = [key for key, value in now.items() if key != _POOL and saved.get(key) != value]
@@ -37,12 +34,27 @@ def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunNumbers, addr
         raise CheckpointError(
             f"checkpoint {address!r} belongs to another run ({changes}); restore it or choose another run_dir"
         )
-    if _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
+    if isinstance(cfg, RunConfig) and _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
         raise CheckpointError(
             f"checkpoint {address!r} was trained by {manifest.ranks} ranks with every clip compared among "
             f"{saved[_POOL]}, {numbers.ranks} ranks with train.micro_batch {cfg.train.micro_batch} compare it among "
             f"{now[_POOL]}; {_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
         )
+
+
+def _of_kind(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
+    """What only pretraining, or only finetuning, has."""
+    if isinstance(cfg, FinetuneConfig) and isinstance(numbers, FinetuneNumbers):
+        sections = {"classifier": cfg.classifier, "augment": cfg.augment, "average": cfg.average}
+        settings = {
+            f"{name}.{key}": value
+            for name, section in sections.items()
+            for key, value in section.model_dump(mode="json").items()
+        }
+        return settings | {"classifier.classes": numbers.classes}
+    if isinstance(cfg, RunConfig) and cfg.loss.contrastive_weight > 0:
+        return {_POOL: _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)}
+    return {}
 
 
 def _pool(cfg: RunConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:

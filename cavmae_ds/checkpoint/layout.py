@@ -16,15 +16,17 @@ from torch import Tensor
 
 from cavmae_ds.checkpoint.folder import DamagedCheckpoint
 
-MASTER, EMA, FROZEN = "master", "ema", "frozen"
-"""States that are not the optimizer's: fp32 weights, their running means, parameters that no optimizer holds."""
+MASTER, FROZEN = "master", "frozen"
+"""States that are not the optimizer's: fp32 weights, and parameters that no optimizer holds."""
+EMA, AVERAGED = MEANS = "ema", "averaged"
+"""States that are running means of the fp32 weights (ema.py)."""
 
 
 class Piece(NamedTuple):
     """A stretch of one flattened parameter."""
 
     state: str
-    """MASTER, EMA, FROZEN, or the optimizer's own name for it: exp_avg, exp_avg_sq, momentum_buffer."""
+    """MASTER, FROZEN, one of MEANS, or the optimizer's own name for it: exp_avg, exp_avg_sq, momentum_buffer."""
     parameter: str
     """Its name in the model."""
     offset: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from cavmae_ds.checkpoint.bucket import open_bucket
@@ -14,10 +15,10 @@ from cavmae_ds.checkpoint.restoring import restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config import CommonConfig
+from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.distributed import World
-from cavmae_ds.ema import WeightAverage
+from cavmae_ds.ema import RunningMean
 from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,15 @@ UPLOAD_LIMIT_S = 600.0
 class Checkpoints:
     """Saves and resumes one engine: resume() first. All ranks call the same methods in the same order."""
 
-    def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, engine: Any, ema: WeightAverage | None):
-        """engine: freshly built; ema: the running mean of its weights, if one is kept.
+    def __init__(
+        self, cfg: CommonConfig, numbers: CommonNumbers, world: World, engine: Any, means: Sequence[RunningMean]
+    ):
+        """engine: freshly built; means: running means of its weights.
 
         Raises CheckpointError if hosts do not share the run folder, and there is no bucket either.
         """
         self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
-        self._state = EngineState(engine, ema, world)
+        self._state = EngineState(engine, means, world)
         self._disk = find_disk(checkpoint_root(cfg.run_dir), world)
         address = cfg.checkpoint.address
         self._bucket = open_bucket(address) if address else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +17,11 @@ from cavmae_ds.model.masking import MaskPlan
 from cavmae_ds.model.patches import Picture, unpatchify
 
 COLUMNS = ("frame", "what is seen", "rebuilt", "log-mel", "what is heard", "rebuilt")
+
+
+def drawable(output: PretrainOutput | None) -> TypeGuard[PretrainOutput]:
+    """True if there is something to draw: a model that reconstructs, and a run that asks for it."""
+    return output is not None and output.image_prediction is not None
 
 
 def draw_reconstructions(output: PretrainOutput, cfg: RunConfig, clips: int) -> Figure:

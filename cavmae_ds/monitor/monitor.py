@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.data.schema import Damage
 from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks, start_gather
-from cavmae_ds.evaluate.pictures import draw_reconstructions, figure_pixels
-from cavmae_ds.evaluate.retrieval import Retrieval
-from cavmae_ds.losses import PretrainLosses
+from cavmae_ds.evaluate.pictures import draw_reconstructions, drawable, figure_pixels
+from cavmae_ds.losses import ClassificationLosses, PretrainLosses
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
@@ -25,7 +25,6 @@ from cavmae_ds.monitor.speed import OwnWork, Stragglers, matmul_ceiling_flops, m
 from cavmae_ds.monitor.texts import environment, hyperparameters, texts, this_machine
 from cavmae_ds.optim import learning_rate_share
 from cavmae_ds.step import StepDone
-from cavmae_ds.validate import Validation
 
 Item = TypeVar("Item")
 
@@ -35,8 +34,17 @@ TAGS = {
     "mae_image": "loss/mae_image",
     "contrastive": "loss/contrastive",
     "in_batch_accuracy": "retrieval/in_batch_accuracy",
+    "accuracy": "train/accuracy",
 }
-"""The curve that each field of PretrainLosses is drawn as."""
+"""The curve that each field of the losses is drawn as."""
+
+
+class Validates(Protocol):
+    """What is measured on clips that are not trained on."""
+
+    def after(self, step: int) -> dict[str, float]:
+        """Curves of what is due after so many optimizer steps; on the first rank. All ranks call it."""
+        ...
 
 
 class Monitor:
@@ -46,10 +54,11 @@ class Monitor:
     make the same calls; the first one writes.
     """
 
-    def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, step: int, engine: Any):
+    def __init__(self, cfg: CommonConfig, numbers: CommonNumbers, world: World, step: int, engine: Any):
         """step: optimizer steps already done."""
         self._cfg, self._numbers, self._world = cfg, numbers, world
-        self._terms = torch.zeros(len(TAGS), device=world.device, dtype=torch.float64)
+        self._fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
+        self._terms = torch.zeros(len(self._fields), device=world.device, dtype=torch.float64)
         self._bad = BadClips(cfg.data.max_bad_share)
         self._work = OwnWork(engine, world.device)
         self._norms = BlockNorms(engine, world, cfg.optim.clip_grad_norm) if cfg.monitor.norms_every else None
@@ -66,7 +75,7 @@ class Monitor:
             total=numbers.total_steps,
             initial=step,
             unit="step",
-            desc="pretrain",
+            desc=Path(cfg.script).stem,
             mininterval=2,
             dynamic_ncols=True,
             disable=not world.is_first,
@@ -96,22 +105,16 @@ class Monitor:
             self.draw(step, self._norms.read(float(done.grad_norm)))
         self._arm(step + 1)
         every = self._cfg.monitor.pictures_every
-        if self._curves and every and step % every == 0 and done.output.image_prediction is not None:
+        if self._curves and every and step % every == 0 and isinstance(self._cfg, RunConfig) and drawable(done.output):
             figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
             self._curves.picture("reconstructions", figure_pixels(figure), step)
 
-    def validate(self, step: int, validation: Validation | None) -> None:
-        """Validate and probe if it is due after this step and draw the curves; its time does not count."""
+    def validate(self, step: int, validation: Validates | None) -> None:
+        """Validate what is due after this step and draw the curves; its time does not count."""
         if validation is None:
             return
         began = time.perf_counter()
-        if self._due(step, self._cfg.monitor.validate_every):
-            losses = validation()
-            self.draw(step, {f"validation/{field}": value.item() for field, value in losses._asdict().items()})
-        if self._due(step, self._cfg.monitor.probe_every):
-            scores = validation.retrieval()
-            if scores:
-                self.draw(step, probe_curves(scores))
+        self.draw(step, validation.after(step))
         self._since += time.perf_counter() - began
 
     def draw(self, step: int, values: dict[str, float]) -> None:
@@ -134,7 +137,7 @@ class Monitor:
     def _write_point(self, step: int, grad_norm: float) -> None:
         steps = step - self._last_point
         means = mean_over_ranks(self._terms / steps)
-        losses = dict(zip(PretrainLosses._fields, means.tolist(), strict=True))
+        losses = dict(zip(self._fields, means.tolist(), strict=True))
         memory = memory_gib(self._world.device)
         bad, lines = self._bad.take()
         mine = [*self._work.take(), *memory.values(), *bad]
@@ -162,7 +165,7 @@ class Monitor:
         points |= self._bad.add(bad_by_damage.sum(0).tolist(), steps * self._numbers.global_batch)
         self.draw(step, points)
         self._progress.set_postfix_str(
-            f"loss {losses['total']:.4f}, in-batch {losses['in_batch_accuracy']:.0%}, {rate:.0f} clips/s, "
+            f"loss {losses['total']:.4f}, {self._accuracy(losses)}, {rate:.0f} clips/s, "
             f"data wait {points['perf/data_wait_share']:.0%}"
         )
         self._tell(step, self._stragglers.judge(found), bad_by_damage.any().item(), lines)
@@ -182,6 +185,12 @@ class Monitor:
             for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
                 self.event(step, "bad clip", line=line)
 
+    @staticmethod
+    def _accuracy(losses: dict[str, float]) -> str:
+        if "accuracy" in losses:
+            return f"accuracy {losses['accuracy']:.0%}"
+        return f"in-batch {losses['in_batch_accuracy']:.0%}"
+
     def _arm(self, step: int) -> None:
         if self._norms:
             self._norms.arm(self._norms_due(step))
@@ -198,13 +207,3 @@ class Monitor:
             step - 1, self._cfg.optim, numbers.total_steps, numbers.steps_per_epoch, numbers.global_batch
         )
         return numbers.peak_learning_rate * share
-
-
-def probe_curves(scores: Retrieval) -> dict[str, float]:
-    """Retrieval scores to curves; class scores only where clips have labels."""
-    points = {"probe/chance_recall_at_1": scores.chance_recall_at_1}
-    if scores.chance_class_precision_at_1 is not None:
-        points["probe/chance_class_precision_at_1"] = scores.chance_class_precision_at_1
-    for name, direction in (("audio_to_image", scores.audio_to_image), ("image_to_audio", scores.image_to_audio)):
-        points |= {f"probe/{name}_{key}": value for key, value in direction._asdict().items() if value is not None}
-    return points

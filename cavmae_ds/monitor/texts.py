@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config import CommonConfig
+from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.distributed import World
 
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming",
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
 """Of the environment only what begins so is shown: credentials are in there too."""
 CHECKOUT = Path(__file__).resolve().parents[2]
-LEARNT_BY = ("model", "mask", "loss", "contrastive", "optim", "train")
+LEARNT_BY = ("model", "mask", "loss", "contrastive", "classifier", "augment", "average", "optim", "train")
 """Sections that decide what is learnt."""
 ALWAYS_LISTED = {"optim.learning_rate", "train.global_batch"}
 
@@ -49,7 +49,7 @@ def this_machine(world: World) -> Machine:
     return Machine(socket.gethostname(), device)
 
 
-def texts(cfg: RunConfig, numbers: RunNumbers, machines: Sequence[Machine]) -> dict[str, str]:
+def texts(cfg: CommonConfig, numbers: CommonNumbers, machines: Sequence[Machine]) -> dict[str, str]:
     """Tag -> Markdown."""
     return {
         "run/config": _as_code(to_yaml(cfg)),
@@ -80,13 +80,13 @@ def environment(machines: Sequence[Machine]) -> dict[str, str]:
     }
 
 
-def hyperparameters(cfg: RunConfig) -> dict[str, float | str | bool]:
+def hyperparameters(cfg: CommonConfig) -> dict[str, float | str | bool]:
     """`optim.learning_rate` -> 1e-4, and so on: what a run is listed with beside other runs.
 
     Settings that are not the default, so that the columns are few; where one is empty, it is.
     """
     values: dict[str, float | str | bool] = {}
-    for section in LEARNT_BY:
+    for section in (name for name in LEARNT_BY if name in type(cfg).model_fields):
         given = getattr(cfg, section)
         usual = type(given).model_fields
         for name, value in given.model_dump(mode="json").items():

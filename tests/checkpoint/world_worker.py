@@ -72,7 +72,7 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
     cfg = run_config(world.size, cell.optimizer, fragment, cell.precision, **others)
     engine = build_engine(cfg, numbers(world.size), Layers(), world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
-    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)
+    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
     start = checkpoints.resume()
     found: dict[str, Any] = {"start": start}
     for step in range(start, STEPS + 1):
@@ -83,7 +83,7 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
         if step < STEPS:
             engine.backward(engine(gradients(step, world.rank, world.size)))
             engine.step()
-            ema.update()
+            ema.update(step + 1)
     found |= {"weights": full_weights(engine, world), "means": full_means(engine, ema, world)}
     checkpoints.close()
     engine.destroy()

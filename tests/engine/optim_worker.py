@@ -54,13 +54,13 @@ def averaged(fragment: str, precision: str, folder: Path, world: World) -> dict[
     cfg = run_config(world.size, "adamw", fragment, precision, run_dir=run_dir)
     engine = fresh_engine(cfg, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
-    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)
+    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
     checkpoints.resume()
     plain = full_weights(engine, world)
     decay = math.exp(-CLIPS / HORIZON_CLIPS)
     for step in range(STEPS):
         train_step(engine, world, step)
-        ema.update()
+        ema.update(step + 1)
         for name, weight in full_weights(engine, world).items():
             plain[name] = decay * plain[name] + (1 - decay) * weight
         if step == STEPS // 2 - 1:
@@ -70,10 +70,10 @@ def averaged(fragment: str, precision: str, folder: Path, world: World) -> dict[
 
     engine = fresh_engine(cfg, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
-    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, ema)
+    checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
     for step in range(checkpoints.resume(), STEPS):
         train_step(engine, world, step)
-        ema.update()
+        ema.update(step + 1)
     result |= {"resumed mean": full_means(engine, ema, world), "resumed weights": full_weights(engine, world)}
     engine.destroy()
     return result
