@@ -36,7 +36,7 @@ def pretrain_command(
     Exit codes: 0 done, 2 the run asks for something impossible (one sentence says what), 1 anything else.
     """
     # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _from_launcher("WORLD_SIZE", 1))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_of_this_host())))
     cfg = load_config(run, overrides or [])
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
@@ -66,6 +66,11 @@ def main() -> None:
         if first or isinstance(error, RankError):
             print(f"pretrain: error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+
+
+def ranks_of_this_host() -> int:
+    """As the launcher says: torchrun and the Slurm script by one name, deepspeed by another, nobody for a lone rank."""
+    return _from_launcher("LOCAL_WORLD_SIZE", _from_launcher("LOCAL_SIZE", 1))
 
 
 def _from_launcher(name: str, alone: int) -> int:
