@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import load_config, to_yaml
 from cavmae_ds.errors import DataError, RankError, UserError
+from cavmae_ds.survival.leaving import ExitCode, PeerLost, StoppedEarly, leave, say
+from cavmae_ds.survival.lineage import launchers, when_orphaned
+from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
+
+if TYPE_CHECKING:
+    from cavmae_ds.config.derived import RunNumbers
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,8 +41,12 @@ def pretrain_command(
       deepspeed --hostfile launch/hostfile launch/pretrain.py RUN.yaml train.global_batch=1024\n
       python launch/pretrain.py RUN.yaml --dry-run --ranks 8
 
-    Exit codes: 0 done, 2 the run asks for something impossible (one sentence says what), 1 anything else.
+    Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
+    69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
     """
+    above = launchers()
+    if "RANK" in os.environ:  # among others: a store that is gone would else be told with the stack of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_of_this_host())))
     cfg = load_config(run, overrides or [])
@@ -45,27 +57,48 @@ def pretrain_command(
         if _from_launcher("RANK", 0) == 0:
             typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
         return
+    stop = StopRequests(cfg.watch.grace_seconds, _from_launcher("RANK", 0))
+    when_orphaned(above, lambda: stop.ask(LAUNCHER_GONE))
+    leave(_end_of_run(cfg, numbers, stop))
+
+
+def _end_of_run(cfg: RunConfig, numbers: RunNumbers, stop: StopRequests) -> ExitCode:
+    """Train; what ends it is said, and becomes an exit code."""
     from cavmae_ds.pretrain import pretrain
 
+    rank = _from_launcher("RANK", 0)
     try:
-        pretrain(cfg, numbers)
+        pretrain(cfg, numbers, stop)
+    except StoppedEarly as stopped:
+        if rank == 0:
+            say(f"pretrain: {stopped}")
+        return stopped.code
+    except PeerLost as lost:
+        say(f"rank {rank}: {lost}")
+        return lost.code
     except DataError as error:
-        raise RankError(f"rank {_from_launcher('RANK', 0)}: {error}") from error
+        say(f"pretrain: error: rank {rank}: {error}")
+        return ExitCode.REFUSED
+    except UserError as error:
+        if rank == 0 or isinstance(error, RankError):
+            say(f"pretrain: error: {error}")
+        return ExitCode.REFUSED
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.DEFECT
+    return ExitCode.DONE
 
 
 def main() -> None:
-    """Run the command; a UserError becomes one sentence and exit code 2.
-
-    What all ranks refuse alike the first one says; what goes wrong later, every rank that meets it.
-    """
+    """Run the command; a UserError before the run becomes one sentence of the first rank and exit code 2."""
     first = _from_launcher("RANK", 0) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if first or isinstance(error, RankError):
+        if first:
             print(f"pretrain: error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        sys.exit(ExitCode.REFUSED)
 
 
 def ranks_of_this_host() -> int:
