@@ -16,7 +16,7 @@ from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
-from cavmae_ds.distributed import World
+from cavmae_ds.distributed import World, from_first_rank
 from cavmae_ds.ema import WeightAverage
 from cavmae_ds.errors import CheckpointError
 
@@ -64,8 +64,8 @@ class Checkpoints:
             manifest, reader = found
             self._state.load(manifest, reader)
             self._newest = manifest.step
-            who = f"{manifest.ranks} ranks at ZeRO stage {manifest.zero_stage}"
-            log.info("resumed from step %d, saved by %s", manifest.step, who)
+            before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
+            log.info("resumed from step %d (%s)", manifest.step, before)
         if self._writer is None:
             # Only now: what is sent to the bucket must be whole.
             self._uploads = Uploads(self._bucket, self._disk, self._world, self._keep) if self._bucket else None
@@ -90,12 +90,11 @@ class Checkpoints:
 
         Raises CheckpointError if there is none.
         """
-        self._settle()
-        if self._newest != step:
+        if self._settled() != step:
             self.save(step)
-            self._settle()
-        if self._newest != step:
-            raise CheckpointError(f"the checkpoint of step {step} could not be saved: {self._outcomes[-1].failure}")
+            if self._settled() != step:
+                failure = self._outcomes[-1].failure
+                raise CheckpointError(f"the checkpoint of step {step} could not be saved: {failure}")
         missing = self._uploads.wait(upload_limit_s) if self._uploads else ""
         if missing:
             raise CheckpointError(
@@ -110,9 +109,11 @@ class Checkpoints:
         self._outcomes = []
         return outcomes
 
-    def _settle(self) -> None:
+    def _settled(self) -> int:
+        """The newest step of which there is a checkpoint when no save is going on, the same on every rank."""
         self._resumed().wait()
         self._note()
+        return from_first_rank(self._newest)
 
     def _note(self) -> None:
         for outcome in self._resumed().finished():
