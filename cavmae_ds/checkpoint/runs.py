@@ -44,9 +44,9 @@ class Checkpoints:
                 f"the {world.hosts} hosts do not see the same run_dir {str(cfg.run_dir)!r}, and a checkpoint needs the "
                 "files of all; put it on a file system that they share, or set checkpoint.address to s3://bucket/prefix"
             )
-        self._keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
-        self._uploads: Uploads | None = None
-        self._writer: Writer | None = None
+        keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
+        self._uploads = Uploads(self._bucket, self._disk, world, keep) if self._bucket else None
+        self._writer = Writer(self._disk, world, keep, self._uploads)
         self._newest = 0
         """The newest step of which there is a checkpoint."""
         self._outcomes: list[Outcome] = []
@@ -57,8 +57,10 @@ class Checkpoints:
         Any number of ranks at any ZeRO stage goes on with what any other saved. Raises CheckpointError if it was made
         for another model, seed or batch, or if no checkpoint is whole.
         """
-        if self._writer:
-            self._writer.wait()
+        self._writer.wait()
+        if self._uploads and not self._disk.shared:
+            # The newest may lie here in parts, one on each host: only the bucket can put them together.
+            self._uploads.wait(UPLOAD_LIMIT_S, rounds=1)
         found = restore(self._disk, self._bucket, self._world, self._fits, self._state.find)
         if found:
             manifest, reader = found
@@ -66,10 +68,6 @@ class Checkpoints:
             self._newest = manifest.step
             before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
             log.info("resumed from step %d (%s)", manifest.step, before)
-        if self._writer is None:
-            # Only now: what is sent to the bucket must be whole.
-            self._uploads = Uploads(self._bucket, self._disk, self._world, self._keep) if self._bucket else None
-            self._writer = Writer(self._disk, self._world, self._keep, self._uploads)
         return self._newest
 
     def due(self, step: int) -> bool:
@@ -81,9 +79,8 @@ class Checkpoints:
 
         A save that fails is reported by finished(), and training goes on.
         """
-        writer = self._resumed()
-        writer.wait()  # the copies of the save before are written from the same memory
-        writer.begin(step, self._state.pieces(), self._manifest(step))
+        self._writer.wait()  # the copies of the save before are written from the same memory
+        self._writer.begin(step, self._state.pieces(), self._manifest(step))
 
     def save_and_wait(self, step: int, upload_limit_s: float = UPLOAD_LIMIT_S) -> None:
         """See to it that there is a checkpoint of this step, on the disk and in the bucket, before this returns.
@@ -111,25 +108,19 @@ class Checkpoints:
 
     def _settled(self) -> int:
         """The newest step of which there is a checkpoint when no save is going on, the same on every rank."""
-        self._resumed().wait()
+        self._writer.wait()
         self._note()
         return from_first_rank(self._newest)
 
     def _note(self) -> None:
-        for outcome in self._resumed().finished():
+        for outcome in self._writer.finished():
             self._outcomes.append(outcome)
             if not outcome.failure:
                 self._newest = outcome.step
 
     def close(self) -> None:
         """End of the run: a save that is going on gets a moment."""
-        if self._writer:
-            self._writer.close()
-
-    def _resumed(self) -> Writer:
-        if self._writer is None:
-            raise RuntimeError("resume() comes first")
-        return self._writer
+        self._writer.close()
 
     def _fits(self, manifest: Manifest, address: str) -> None:
         check_same_run(manifest, self._cfg, self._numbers, address)

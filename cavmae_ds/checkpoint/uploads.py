@@ -13,6 +13,7 @@ After a round that failed comes a pause and another one, about the newest checkp
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from itertools import count
@@ -21,10 +22,10 @@ from threading import Condition, Event, Thread
 
 from cavmae_ds.checkpoint.bucket import Bucket
 from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard, told_by_first_rank
-from cavmae_ds.checkpoint.folder import Manifest, read_manifest, step_name, whole_checkpoints_in
+from cavmae_ds.checkpoint.folder import Manifest, is_whole, read_manifest, step_name, whole_checkpoints_in
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.distributed import World
-from cavmae_ds.errors import UserError
+from cavmae_ds.errors import CheckpointError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Uploads:
         self._stop, self._changed = Event(), Condition()
         self._talk = Talk("uploads", self._stop)
         self._wanted, self._arrived = told_by_first_rank(world, self._left_over)
+        self._written_before = self._wanted  # by a process that is no more
         self._failure, self._failures = "", 0  # why the last round failed, and how many did, one after the other
         self._outcomes: list[Outcome] = []
         self._sent: set[tuple[str, str]] = set()  # (stamp, file) of what need not be sent again
@@ -57,12 +59,14 @@ class Uploads:
             self._wanted = manifest.stamp
             self._changed.notify_all()
 
-    def wait(self, limit_s: float) -> str:
-        """Wait until the newest checkpoint is in the bucket; why it is not there after limit_s, or nothing."""
+    def wait(self, limit_s: float, rounds: float = math.inf) -> str:
+        """Wait until the newest checkpoint is in the bucket; why it is not there in the end, or nothing.
+
+        The end comes after limit_s, or when so many rounds have failed, one after the other.
+        """
         with self._changed:
-            if self._changed.wait_for(lambda: self._wanted == self._arrived, limit_s):
-                return ""
-            return self._failure or f"it takes longer than {limit_s:.0f} s"
+            self._changed.wait_for(lambda: self._wanted == self._arrived or self._failures >= rounds, limit_s)
+            return "" if self._wanted == self._arrived else self._failure or f"it takes longer than {limit_s:.0f} s"
 
     def finished(self) -> list[Outcome]:
         """Rounds that have ended since this was last asked, oldest first."""
@@ -78,10 +82,11 @@ class Uploads:
 
     def _left_over(self) -> tuple[str, str]:
         """The stamp of the newest checkpoint here, and once more if the bucket has one that is as new."""
-        here = whole_checkpoints_in(self._disk.root)
-        if not here:
+        here, there = whole_checkpoints_in(self._disk.root), self._bucket.steps()
+        try:
+            newest = read_manifest(here[-1])
+        except (CheckpointError, IndexError):  # none, or one that no run will go on from
             return "", ""
-        newest, there = read_manifest(here[-1]), self._bucket.steps()
         return newest.stamp, newest.stamp if there and there[-1] >= newest.step else ""
 
     def _run(self) -> None:
@@ -96,7 +101,7 @@ class Uploads:
             log.exception("checkpoints are no longer sent to %s", self._bucket.url)
 
     def _round(self, number: int) -> None:
-        talk, started = self._talk, time.monotonic()
+        talk, started, aim = self._talk, time.monotonic(), self._wanted
         if self._world.is_first:
             talk.say(f"{number}/step", str(self._choose()))
         step = int(talk.hear(f"{number}/step"))
@@ -117,6 +122,8 @@ class Uploads:
             self._failure, self._failures = failure, self._failures + 1 if failure else 0
             if manifest and not failure:
                 self._arrived = manifest.stamp
+                if self._wanted == aim:  # or that was set aside, and an older one sent
+                    self._wanted = manifest.stamp
             self._changed.notify_all()
 
     def _choose(self) -> int:
@@ -146,6 +153,8 @@ class Uploads:
             here = [name for name in sorted(manifest.files) if (folder / name).is_file()]
             for name in here[sharers.index(rank) :: len(sharers)]:
                 if (manifest.stamp, name) not in self._sent:
+                    if manifest.stamp == self._written_before and not is_whole(folder / name, manifest.files[name]):
+                        return None, f"rank {rank}: {folder / name} is not what was written"
                     self._bucket.put(manifest.step, folder / name)
                     self._sent.add((manifest.stamp, name))
         except (UserError, OSError) as error:
