@@ -5,6 +5,7 @@ import sys
 import typer
 
 from cavmae_ds.checkpoint.commands import checkpoint
+from cavmae_ds.compare.command import compare
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 for building in (prepare, import_official):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
-for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report):
+for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report, compare):
     app.command(epilog=EXIT_CODES)(command)
 app.command(epilog=RUN_EXIT_CODES)(launch)
 app.add_typer(checkpoint, name="checkpoint")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT_S = 600.0
 STORE_PATIENCE = timedelta(seconds=30)
+_patience = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class World:
         return self.rank == 0
 
 
-def open_world() -> World:
-    """Join the process group that the launcher described in the environment (a group of one without a launcher)."""
+def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> World:
+    """Join the process group that the launcher described in the environment (a group of one without a launcher).
+
+    collective_timeout_s: how long ranks wait for each other, here and in every collective.
+    """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (alone | {"MASTER_PORT": str(_free_port())}).items():
         os.environ.setdefault(name, value)
@@ -47,7 +51,11 @@ def open_world() -> World:
     # On a CPU DeepSpeed would compile a shared-memory all-reduce that only inference uses: a minute, a compiler, 66 MiB
     # of /dev/shm left behind by each rank, a silent hang on a stale lock, and no blanks allowed in any path.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    # NCCL's watchdog would abort the process of a rank whose peer is gone; the watch ends it, and can say who is gone.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    global _patience
+    _patience = timedelta(seconds=collective_timeout_s)
+    deepspeed.init_distributed(timeout=_patience, verbose=False)
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -91,7 +99,12 @@ def control_group() -> dist.ProcessGroup:
 
     Made by the first call, which all ranks make together.
     """
-    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    return dist.new_group(backend="gloo", timeout=_patience)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective or the store failed because another rank is gone, or does not answer in time."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def barrier() -> None:
@@ -130,6 +143,21 @@ def max_over_ranks(values: Tensor) -> Tensor:
     largest = values.clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest
+
+
+def start_max(values: Sequence[int]) -> Callable[[], list[int]]:
+    """Begin to find the largest of each of a few numbers over all ranks; what is returned waits for them.
+
+    Over the control group: no device is waited for.
+    """
+    largest = torch.tensor(values, dtype=torch.int64)
+    work = dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=control_group(), async_op=True)
+
+    def wait() -> list[int]:
+        work.wait()
+        return largest.tolist()
+
+    return wait
 
 
 def gather_rows(rows: Tensor) -> Tensor:

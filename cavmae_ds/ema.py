@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cavmae_ds.config import CommonConfig, FinetuneConfig
 from cavmae_ds.config.sections.classify import AverageConfig
 from cavmae_ds.distributed import World
 from cavmae_ds.partitions import find_partitions
@@ -73,3 +74,13 @@ class EpochAverage(RunningMean):
         if inside or not self._cfg.from_epoch <= epoch <= self._cfg.to_epoch:
             return 0.0
         return 1 / (epoch - self._cfg.from_epoch + 1)
+
+
+def running_means(cfg: CommonConfig, steps_per_epoch: int, engine: Any, world: World) -> list[RunningMean]:
+    """Those that a run keeps."""
+    means: list[RunningMean] = []
+    if cfg.train.ema_clips:
+        means.append(WeightAverage(engine, world, cfg.train.ema_clips, cfg.train.global_batch))
+    if isinstance(cfg, FinetuneConfig) and cfg.average.on:
+        means.append(EpochAverage(engine, world, cfg.average, steps_per_epoch))
+    return means

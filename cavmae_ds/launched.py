@@ -5,26 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cavmae_ds.config.load import load_config, to_yaml
+from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config.load import load_run, to_yaml
 from cavmae_ds.errors import DataError, RankError, UserError
+from cavmae_ds.survival.leaving import ExitCode, PeerLost, StoppedEarly, leave, say
+from cavmae_ds.survival.lineage import launchers, when_orphaned
+from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from cavmae_ds.config.derived import CommonNumbers
+
+RunFile = Annotated[Path, typer.Argument(help="Run file: YAML with the differences from the defaults.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and its numbers, then stop.")]
+DryRanks = Annotated[int, typer.Option("--ranks", help="With --dry-run: ranks to compute for.")]
+LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)]
+
+Train = Callable[[StopRequests], None]
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def pretrain_command(
-    run: Annotated[Path, typer.Argument(help="Run file: YAML with the differences from the defaults.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved run and its numbers, then stop.")
-    ] = False,
-    ranks: Annotated[int, typer.Option(help="With --dry-run: ranks to compute for.")] = 0,
-    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
+    run: RunFile, overrides: Overrides = None, dry_run: DryRun = False, ranks: DryRanks = 0, local_rank: LocalRank = 0
 ) -> None:
     """Pretrain CAV-MAE on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
 
@@ -33,39 +42,110 @@ def pretrain_command(
       deepspeed --hostfile launch/hostfile launch/pretrain.py RUN.yaml train.global_batch=1024\n
       python launch/pretrain.py RUN.yaml --dry-run --ranks 8
 
-    Exit codes: 0 done, 2 the run asks for something impossible (one sentence says what), 1 anything else.
+    Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
+    69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
     """
-    # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _from_launcher("WORLD_SIZE", 1))))
-    cfg = load_config(run, overrides or [])
+    _prepare_rank()
+    cfg = load_run(run, RunConfig, overrides or [])
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
-    numbers = derive(cfg, ranks if dry_run and ranks else _from_launcher("WORLD_SIZE", 1))
+    numbers = derive(cfg, _ranks(dry_run, ranks))
     if dry_run:
-        if _from_launcher("RANK", 0) == 0:
-            typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
-        return
+        return _show(cfg, numbers)
     from cavmae_ds.pretrain import pretrain
 
-    try:
-        pretrain(cfg, numbers)
-    except DataError as error:
-        raise RankError(f"rank {_from_launcher('RANK', 0)}: {error}") from error
+    _train_and_leave(cfg, partial(pretrain, cfg, numbers))
 
 
-def main() -> None:
-    """Run the command; a UserError becomes one sentence and exit code 2.
+def finetune_command(
+    run: RunFile, overrides: Overrides = None, dry_run: DryRun = False, ranks: DryRanks = 0, local_rank: LocalRank = 0
+) -> None:
+    """Finetune a classifier on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
 
-    What all ranks refuse alike the first one says; what goes wrong later, every rank that meets it.
+    Examples:\n
+      deepspeed --num_gpus 4 launch/finetune.py launch/recipes/as20k.yaml init.from_checkpoint=runs/base\n
+      python launch/finetune.py RUN.yaml --dry-run --ranks 4
+
+    Exit codes: as those of pretraining; see launch/pretrain.py --help.
     """
+    _prepare_rank()
+    cfg = load_run(run, FinetuneConfig, overrides or [])
+    from cavmae_ds.config.derived import derive_finetuning
+
+    numbers = derive_finetuning(cfg, _ranks(dry_run, ranks))
+    if dry_run:
+        return _show(cfg, numbers)
+    from cavmae_ds.finetune import finetune
+
+    _train_and_leave(cfg, partial(finetune, cfg, numbers))
+
+
+def _prepare_rank() -> None:
+    """Before torch is imported."""
+    if "RANK" in os.environ:  # among others: a store that is gone would else be told with the stack of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_of_this_host())))
+
+
+def _ranks(dry_run: bool, asked: int) -> int:
+    return asked if dry_run and asked else _from_launcher("WORLD_SIZE", 1)
+
+
+def _show(cfg: CommonConfig, numbers: CommonNumbers) -> None:
+    if _from_launcher("RANK", 0) == 0:
+        typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+
+
+def _train_and_leave(cfg: CommonConfig, train: Train) -> None:
+    above = launchers()
+    stop = StopRequests(cfg.watch.grace_seconds, _from_launcher("RANK", 0))
+    when_orphaned(above, lambda: stop.ask(LAUNCHER_GONE))
+    leave(_end_of_run(Path(cfg.script).stem, partial(train, stop)))
+
+
+def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
+    """Train; what ends it is said, and becomes an exit code."""
+    rank = _from_launcher("RANK", 0)
+    try:
+        train()
+    except StoppedEarly as stopped:
+        if rank == 0:
+            say(f"{what}: {stopped}")
+        return stopped.code
+    except PeerLost as lost:
+        say(f"rank {rank}: {lost}")
+        return lost.code
+    except DataError as error:
+        say(f"{what}: error: rank {rank}: {error}")
+        return ExitCode.REFUSED
+    except UserError as error:
+        if rank == 0 or isinstance(error, RankError):
+            say(f"{what}: error: {error}")
+        return ExitCode.REFUSED
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.DEFECT
+    return ExitCode.DONE
+
+
+def main(command: Callable[..., None] = pretrain_command) -> None:
+    """Run the command; a UserError before the run becomes one sentence of the first rank and exit code 2."""
     first = _from_launcher("RANK", 0) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if first or isinstance(error, RankError):
-            print(f"pretrain: error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        if first:
+            print(f"{command.__name__.partition('_')[0]}: error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(ExitCode.REFUSED)
+
+
+def ranks_of_this_host() -> int:
+    """As the launcher says: torchrun and the Slurm script by one name, deepspeed by another, nobody for a lone rank."""
+    return _from_launcher("LOCAL_WORLD_SIZE", _from_launcher("LOCAL_SIZE", 1))
 
 
 def _from_launcher(name: str, alone: int) -> int:

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -14,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from cavmae_ds.distributed import World, from_all_ranks, from_first_rank, open_store
 from cavmae_ds.errors import CheckpointError, UserError
 
-_FIRST_PAUSE_S = 0.005
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.5
 
 Found = TypeVar("Found")
 
@@ -50,13 +51,13 @@ def find_disk(root: Path, world: World) -> Disk:
     if world.hosts == 1:
         return Disk(root, everybody, world.rank, True)
 
-    def leave_a_trace() -> Path:
+    def leave_a_trace() -> str:
         root.mkdir(parents=True, exist_ok=True)
-        trace = root / f".seen-{secrets.token_hex(8)}"
-        trace.touch()
+        trace = f".seen-{secrets.token_hex(8)}"
+        (root / trace).touch()
         return trace
 
-    trace = told_by_first_rank(world, leave_a_trace)
+    trace = root / told_by_first_rank(world, leave_a_trace)
     shared = all(from_all_ranks(trace.exists()))
     if world.is_first:
         trace.unlink()
@@ -104,10 +105,10 @@ class Unheard(Exception):
 class Talk:
     """Short texts between the ranks' threads, by key; each key is said once."""
 
-    def __init__(self, name: str, stop: Event, longest_pause_s: float = 0.5):
-        """All ranks call it alike. stop: ends all waiting. longest_pause_s: between looks for what is said."""
+    def __init__(self, name: str, stop: Event):
+        """All ranks call it alike. stop: ends all waiting."""
         self._store = open_store(f"{name}/{from_first_rank(secrets.token_hex(4))}")
-        self._stop, self._longest_pause_s = stop, longest_pause_s
+        self._stop = stop
 
     def say(self, key: str, text: str) -> None:
         """Tell every rank that asks."""
@@ -122,8 +123,14 @@ class Talk:
                 raise Unheard(f"nothing was heard of {key} for {limit_s:.0f} s")
             if self._stop.wait(pause_s):
                 raise Unheard("this rank is ending")
-            pause_s = min(1.5 * pause_s, self._longest_pause_s)
+            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
         return self._store.get(key).decode()
+
+    def hear_all(self, keys: list[str], limit_s: float) -> None:
+        """Wait until all of them have been said, or for limit_s each."""
+        with suppress(Unheard):
+            for key in keys:
+                self.hear(key, limit_s)
 
     def forget(self, keys: list[str]) -> None:
         """Give back the memory of what everybody has heard."""

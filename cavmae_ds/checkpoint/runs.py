@@ -17,7 +17,7 @@ from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
-from cavmae_ds.distributed import World
+from cavmae_ds.distributed import World, from_first_rank
 from cavmae_ds.ema import RunningMean
 from cavmae_ds.errors import CheckpointError
 
@@ -47,9 +47,9 @@ class Checkpoints:
                 f"the {world.hosts} hosts do not see the same run_dir {str(cfg.run_dir)!r}, and a checkpoint needs the "
                 "files of all; put it on a file system that they share, or set checkpoint.address to s3://bucket/prefix"
             )
-        self._keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
-        self._uploads: Uploads | None = None
-        self._writer: Writer | None = None
+        keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
+        self._uploads = Uploads(self._bucket, self._disk, world, keep) if self._bucket else None
+        self._writer = Writer(self._disk, world, keep, self._uploads)
         self._newest = 0
         """The newest step of which there is a checkpoint."""
         self._outcomes: list[Outcome] = []
@@ -60,19 +60,17 @@ class Checkpoints:
         Any number of ranks at any ZeRO stage goes on with what any other saved. Raises CheckpointError if it was made
         for another model, seed or batch, or if no checkpoint is whole.
         """
-        if self._writer:
-            self._writer.wait()
+        self._writer.wait()
+        if self._uploads and not self._disk.shared:
+            # The newest may lie here in parts, one on each host: only the bucket can put them together.
+            self._uploads.wait(UPLOAD_LIMIT_S, rounds=1)
         found = restore(self._disk, self._bucket, self._world, self._fits, self._state.find)
         if found:
             manifest, reader = found
             self._state.load(manifest, reader)
             self._newest = manifest.step
-            who = f"{manifest.ranks} ranks at ZeRO stage {manifest.zero_stage}"
-            log.info("resumed from step %d, saved by %s", manifest.step, who)
-        if self._writer is None:
-            # Only now: what is sent to the bucket must be whole.
-            self._uploads = Uploads(self._bucket, self._disk, self._world, self._keep) if self._bucket else None
-            self._writer = Writer(self._disk, self._world, self._keep, self._uploads)
+            before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
+            log.info("resumed from step %d (%s)", manifest.step, before)
         return self._newest
 
     def due(self, step: int) -> bool:
@@ -84,21 +82,19 @@ class Checkpoints:
 
         A save that fails is reported by finished(), and training goes on.
         """
-        writer = self._resumed()
-        writer.wait()  # the copies of the save before are written from the same memory
-        writer.begin(step, self._state.pieces(), self._manifest(step))
+        self._writer.wait()  # the copies of the save before are written from the same memory
+        self._writer.begin(step, self._state.pieces(), self._manifest(step))
 
     def save_and_wait(self, step: int, upload_limit_s: float = UPLOAD_LIMIT_S) -> None:
         """See to it that there is a checkpoint of this step, on the disk and in the bucket, before this returns.
 
         Raises CheckpointError if there is none.
         """
-        self._settle()
-        if self._newest != step:
+        if self._settled() != step:
             self.save(step)
-            self._settle()
-        if self._newest != step:
-            raise CheckpointError(f"the checkpoint of step {step} could not be saved: {self._outcomes[-1].failure}")
+            if self._settled() != step:
+                failure = self._outcomes[-1].failure
+                raise CheckpointError(f"the checkpoint of step {step} could not be saved: {failure}")
         missing = self._uploads.wait(upload_limit_s) if self._uploads else ""
         if missing:
             raise CheckpointError(
@@ -113,25 +109,21 @@ class Checkpoints:
         self._outcomes = []
         return outcomes
 
-    def _settle(self) -> None:
-        self._resumed().wait()
+    def _settled(self) -> int:
+        """The newest step of which there is a checkpoint when no save is going on, the same on every rank."""
+        self._writer.wait()
         self._note()
+        return from_first_rank(self._newest)
 
     def _note(self) -> None:
-        for outcome in self._resumed().finished():
+        for outcome in self._writer.finished():
             self._outcomes.append(outcome)
             if not outcome.failure:
                 self._newest = outcome.step
 
     def close(self) -> None:
         """End of the run: a save that is going on gets a moment."""
-        if self._writer:
-            self._writer.close()
-
-    def _resumed(self) -> Writer:
-        if self._writer is None:
-            raise RuntimeError("resume() comes first")
-        return self._writer
+        self._writer.close()
 
     def _fits(self, manifest: Manifest, address: str) -> None:
         check_same_run(manifest, self._cfg, self._numbers, address)

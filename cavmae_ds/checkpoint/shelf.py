@@ -149,16 +149,20 @@ def open_shelf(address: str) -> tuple[Shelf, str]:
 
     Raises CheckpointError if there is nothing of the kind, DataError for a bucket that cannot be used.
     """
+    nothing = CheckpointError(
+        f"{address!r} holds no checkpoint; give a run folder, one checkpoint of it, or s3://bucket/prefix of either"
+    )
     if "://" in address:
         prefix, _, last = address.rstrip("/").rpartition("/")
-        one = last if step_of(last) is not None else ""
-        return BucketShelf(open_bucket(prefix if one else address)), one
+        step = step_of(last)
+        bucket = open_bucket(address if step is None else prefix)
+        if not bucket.names("step-") or (step is not None and step not in bucket.steps()):
+            raise nothing
+        return BucketShelf(bucket), "" if step is None else last
     path = Path(address)
     if (path / MANIFEST).is_file():
         return FolderShelf(path.absolute().parent), path.absolute().name
     for root in (checkpoint_root(path), path):
         if any(root.glob("step-*")):
             return FolderShelf(root), ""
-    raise CheckpointError(
-        f"{address!r} holds no checkpoint; give a run folder, one checkpoint of it, or s3://bucket/prefix"
-    )
+    raise nothing

@@ -5,6 +5,7 @@ This is done in rounds; what the ranks say to each other (r: a rank), each round
     step      rank 0 has chosen the newest checkpoint that is not there yet   -> all
     sent/r    r has sent its share of the files, or why not                   -> rank 0
     ended     the checkpoint is in the bucket, or why not                     -> all
+    heard/r   r knows; the store is rank 0's, and goes with it                -> rank 0
 
 After a round that failed comes a pause and another one, about the newest checkpoint of that time.
 """
@@ -12,26 +13,26 @@ After a round that failed comes a pause and another one, about the newest checkp
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from threading import Condition, Event, Thread
 
 from cavmae_ds.checkpoint.bucket import Bucket
 from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard, told_by_first_rank
-from cavmae_ds.checkpoint.folder import Manifest, read_manifest, step_name, whole_checkpoints_in
+from cavmae_ds.checkpoint.folder import Manifest, is_whole, read_manifest, step_name, whole_checkpoints_in
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.distributed import World
-from cavmae_ds.errors import DataError, UserError
+from cavmae_ds.errors import CheckpointError, UserError
 
 log = logging.getLogger(__name__)
 
 ROUND_LIMIT_S = 3600.0
 """A round has failed when another rank has said nothing for so long."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-_LOOK_EVERY_S = 2.0  # for the next round: hundreds of ranks ask
+_HEARD_LIMIT_S = 10.0
 
 
 class Uploads:
@@ -40,9 +41,10 @@ class Uploads:
     def __init__(self, bucket: Bucket, disk: Disk, world: World, keep: Retention):
         """All ranks call it. A checkpoint that the start before could not send is sent now."""
         self._bucket, self._disk, self._world, self._keep = bucket, disk, world, keep
-        self._stop, self._news, self._changed = Event(), Event(), Condition()
-        self._talk = Talk("uploads", self._stop, _LOOK_EVERY_S)
+        self._stop, self._changed = Event(), Condition()
+        self._talk = Talk("uploads", self._stop)
         self._wanted, self._arrived = told_by_first_rank(world, self._left_over)
+        self._written_before = self._wanted  # by a process that is no more
         self._failure, self._failures = "", 0  # why the last round failed, and how many did, one after the other
         self._outcomes: list[Outcome] = []
         self._sent: set[tuple[str, str]] = set()  # (stamp, file) of what need not be sent again
@@ -55,14 +57,16 @@ class Uploads:
         """A checkpoint has been finished; every rank says so."""
         with self._changed:
             self._wanted = manifest.stamp
-        self._news.set()
+            self._changed.notify_all()
 
-    def wait(self, limit_s: float) -> str:
-        """Wait until the newest checkpoint is in the bucket; why it is not there after limit_s, or nothing."""
+    def wait(self, limit_s: float, rounds: float = math.inf) -> str:
+        """Wait until the newest checkpoint is in the bucket; why it is not there in the end, or nothing.
+
+        The end comes after limit_s, or when so many rounds have failed, one after the other.
+        """
         with self._changed:
-            if self._changed.wait_for(lambda: self._wanted == self._arrived, limit_s):
-                return ""
-            return self._failure or f"it takes longer than {limit_s:.0f} s"
+            self._changed.wait_for(lambda: self._wanted == self._arrived or self._failures >= rounds, limit_s)
+            return "" if self._wanted == self._arrived else self._failure or f"it takes longer than {limit_s:.0f} s"
 
     def finished(self) -> list[Outcome]:
         """Rounds that have ended since this was last asked, oldest first."""
@@ -72,20 +76,24 @@ class Uploads:
     def close(self) -> None:
         """Stop sending; the next start goes on with it."""
         self._stop.set()
-        self._news.set()
+        with self._changed:
+            self._changed.notify_all()
         self._thread.join(5.0)
 
     def _left_over(self) -> tuple[str, str]:
         """The stamp of the newest checkpoint here, and once more if the bucket has one that is as new."""
-        here = whole_checkpoints_in(self._disk.root)
-        if not here:
+        here, there = whole_checkpoints_in(self._disk.root), self._bucket.steps()
+        try:
+            newest = read_manifest(here[-1])
+        except (CheckpointError, IndexError):  # none, or one that no run will go on from
             return "", ""
-        newest, there = read_manifest(here[-1]), self._bucket.steps()
         return newest.stamp, newest.stamp if there and there[-1] >= newest.step else ""
 
     def _run(self) -> None:
         try:
             for number in count(1):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stop.is_set() or self._wanted != self._arrived)
                 self._round(number)
         except Unheard:  # the run is ending
             return
@@ -93,7 +101,7 @@ class Uploads:
             log.exception("checkpoints are no longer sent to %s", self._bucket.url)
 
     def _round(self, number: int) -> None:
-        talk, started = self._talk, time.monotonic()
+        talk, started, aim = self._talk, time.monotonic(), self._wanted
         if self._world.is_first:
             talk.say(f"{number}/step", str(self._choose()))
         step = int(talk.hear(f"{number}/step"))
@@ -102,8 +110,11 @@ class Uploads:
         talk.say(f"{number}/sent/{self._world.rank}", failure)
         if self._world.is_first:
             talk.say(f"{number}/ended", self._publish(number, manifest))
-            talk.forget(list(self._keys(number - 1)))
         failure = talk.hear(f"{number}/ended", ROUND_LIMIT_S)
+        talk.say(f"{number}/heard/{self._world.rank}", "")
+        if self._world.is_first:
+            talk.hear_all([f"{number}/heard/{rank}" for rank in range(self._world.size)], _HEARD_LIMIT_S)
+            talk.forget(self._keys(number))
         self.in_use = set()
         size = manifest.bytes if manifest and not failure else 0
         self._outcomes.append(Outcome(step, failure, time.monotonic() - started, size))
@@ -111,26 +122,22 @@ class Uploads:
             self._failure, self._failures = failure, self._failures + 1 if failure else 0
             if manifest and not failure:
                 self._arrived = manifest.stamp
+                if self._wanted == aim:  # or that was set aside, and an older one sent
+                    self._wanted = manifest.stamp
             self._changed.notify_all()
 
     def _choose(self) -> int:
-        """The newest checkpoint here, when it is not the one that arrived last; after failures not at once."""
-        while True:
+        """The newest checkpoint here; after failures not at once."""
+        while not self._stop.is_set():
             if self._failures:
                 self._pause()
-            self._news.clear()
-            here = whole_checkpoints_in(self._disk.root)
-            newest = read_manifest(here[-1]) if here else None
-            if self._stop.is_set():
-                raise Unheard("this rank is ending")
-            if not newest or newest.stamp == self._arrived:
-                self._news.wait()
-                continue
             try:
+                newest = read_manifest(whole_checkpoints_in(self._disk.root)[-1])
                 self._bucket.withdraw(newest.step)  # one of this step that was saved before a rewind
                 return newest.step
-            except DataError as error:
+            except (UserError, IndexError) as error:
                 self._failure, self._failures = str(error), self._failures + 1
+        raise Unheard("this rank is ending")
 
     def _pause(self) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._failures - 1)) * random.uniform(0.75, 1.25)
@@ -146,6 +153,8 @@ class Uploads:
             here = [name for name in sorted(manifest.files) if (folder / name).is_file()]
             for name in here[sharers.index(rank) :: len(sharers)]:
                 if (manifest.stamp, name) not in self._sent:
+                    if manifest.stamp == self._written_before and not is_whole(folder / name, manifest.files[name]):
+                        return None, f"rank {rank}: {folder / name} is not what was written"
                     self._bucket.put(manifest.step, folder / name)
                     self._sent.add((manifest.stamp, name))
         except (UserError, OSError) as error:
@@ -165,6 +174,6 @@ class Uploads:
             return str(error)
         return ""
 
-    def _keys(self, number: int) -> Iterator[str]:
-        yield from (f"{number}/step", f"{number}/ended")
-        yield from (f"{number}/sent/{rank}" for rank in range(self._world.size))
+    def _keys(self, number: int) -> list[str]:
+        said_by_ranks = [f"{number}/{key}/{rank}" for key in ("sent", "heard") for rank in range(self._world.size)]
+        return [f"{number}/step", f"{number}/ended", *said_by_ranks]

@@ -6,6 +6,7 @@ What the threads say to each other (r: a rank), each save under its number:
     ready/r      leader r has made the folder, or why not               -> the ranks that share it
     written/r    size and hash of the file of r, or why there is none   -> rank 0
     agreed       the manifest of a finished checkpoint, or why not      -> all
+    heard/r      r knows; the store is rank 0's, and goes with it       -> rank 0
 
 Whatever dies in between leaves a `.partial` folder, which the next save or start removes.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SAVE_LIMIT_S = 1800.0
 """A save is given up when another rank has said nothing for so long."""
+_HEARD_LIMIT_S = 10.0
 _SPARE_BYTES = 1 << 20  # for the manifest and the file system's own needs
 
 
@@ -111,15 +113,18 @@ class Writer:
         if self._world.is_first:
             agreed = self._agree(number, folder, manifest)
             talk.say(f"{number}/agreed", agreed.model_dump_json())
-            talk.forget(list(self._keys(number - 1)))  # all ranks have heard them, for they have written since
         else:
             agreed = _Agreed.model_validate_json(talk.hear(f"{number}/agreed", SAVE_LIMIT_S))
+            talk.say(f"{number}/heard/{rank}", "")
             if self._disk.leads and agreed.manifest:
                 commit(folder, agreed.manifest)
         if self._uploads and agreed.manifest:
             self._uploads.announce(agreed.manifest)
         if self._disk.leads:
             self._tidy(folder, finished=agreed.manifest is not None)
+        if self._world.is_first:
+            talk.hear_all([f"{number}/heard/{other}" for other in range(1, self._world.size)], _HEARD_LIMIT_S)
+            talk.forget(self._keys(number))
         return agreed
 
     def _write(self, number: int, folder: Path, pieces: Sequence[Piece]) -> _Written:
@@ -145,10 +150,11 @@ class Writer:
         try:
             root.mkdir(parents=True, exist_ok=True)
             remove_partials(root)
-            needed = sum(int(self._talk.hear(f"{number}/needs/{rank}", SAVE_LIMIT_S)) for rank in self._disk.sharers)
+            each = (int(self._talk.hear(f"{number}/needs/{rank}", SAVE_LIMIT_S)) for rank in self._disk.sharers)
+            needed = sum(each, start=_SPARE_BYTES)
             free = shutil.disk_usage(root).free
-            if free < needed + _SPARE_BYTES:
-                return f"{root} has {free / 1e9:.3f} GB free, {needed / 1e9:.3f} GB are needed"
+            if free < needed:
+                return f"{root} has {free / 1e6:,.1f} MB free, {needed / 1e6:,.1f} MB are needed"
             folder.mkdir()
         except (OSError, Unheard) as error:
             return _why(error)
@@ -176,10 +182,9 @@ class Writer:
         else:  # another rank may still be writing; the next save removes what is left
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _keys(self, number: int) -> Iterator[str]:
-        yield f"{number}/agreed"
-        for rank in range(self._world.size):
-            yield from (f"{number}/{key}/{rank}" for key in ("needs", "ready", "written"))
+    def _keys(self, number: int) -> list[str]:
+        kinds = ("needs", "ready", "written", "heard")
+        return [f"{number}/agreed", *(f"{number}/{key}/{rank}" for key in kinds for rank in range(self._world.size))]
 
 
 def _why(error: Exception) -> str:

@@ -25,6 +25,7 @@ from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.survival.lineage import stay_with_rank
 
 MOST_REPLACEMENTS = 8
 """So many damaged records or shards in a row are no accident."""
@@ -227,6 +228,7 @@ def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batchin
     return DataLoader(
         clips,
         num_workers=cfg.workers,
+        worker_init_fn=stay_with_rank,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         timeout=cfg.timeout_seconds if cfg.workers else 0,

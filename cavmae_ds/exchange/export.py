@@ -18,7 +18,8 @@ from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import header_of, save_single_file
 from cavmae_ds.exchange.weights import Weights, build
 from cavmae_ds.kernels.launching import references
-from cavmae_ds.model.encoder import Encoder
+from cavmae_ds.model.cavmae import in_decoder
+from cavmae_ds.model.encoder import Encoder, is_reached
 
 Format = Literal["safetensors", "official", "torch-export", "onnx"]
 SUFFIXES: dict[str, Format] = {
@@ -37,6 +38,9 @@ class PooledFeatures(nn.Module):
     def __init__(self, model: Encoder):
         super().__init__()
         self.model = model
+        for name, parameter in model.named_parameters():
+            if in_decoder(name) or name.startswith("mlp_head") or not is_reached(name, ("a", "v"), ("a", "v")):
+                parameter.data = parameter.new_empty(0)  # what the graph has no use for need not be stored
 
     def forward(self, audio: Tensor, images: Tensor | None = None) -> tuple[Tensor, ...]:
         """[B, D] for each modality that the model has."""

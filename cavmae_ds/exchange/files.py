@@ -42,9 +42,12 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields the name to write to; the file gets its own name once it is on disk. Folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        unfinished.touch()
+        permissions = unfinished.stat().st_mode
         yield unfinished
+        unfinished.chmod(permissions)  # safetensors lets nobody else read
         flush(unfinished)
         unfinished.rename(path)
         flush(path.parent)

@@ -19,6 +19,7 @@ from cavmae_ds.errors import CheckpointError
 from cavmae_ds.exchange.load import open_weights
 from cavmae_ds.exchange.mae import adapt_mae, read_mae
 from cavmae_ds.exchange.weights import Weights, differences, recognise, with_audio_frames
+from cavmae_ds.model.cavmae import in_decoder
 from cavmae_ds.model.encoder import Encoder
 from cavmae_ds.partitions import whole_shape
 
@@ -118,7 +119,7 @@ def _compare(weights: Weights, parameters: Collection[str], modalities: Collecti
 
     def is_decoders_or_blind(name: str) -> bool:
         blind = "v" not in modalities and name.split(".")[0].endswith("_v")
-        return name.startswith(("decoder_", "mask_token")) or blind
+        return in_decoder(name) or blind
 
     new_head = weights.kind == "pretrain" and all(name.startswith("mlp_head.") for name in missing)
     if (missing or unexpected) and not (missing and new_head and all(map(is_decoders_or_blind, unexpected))):

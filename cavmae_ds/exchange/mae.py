@@ -69,7 +69,7 @@ def _entries(name: str, tensor: Tensor, towers: int, audio_head: AudioHead) -> I
         case "patch_embed":
             yield f"patch_embed_v.{rest}", tensor
             yield f"patch_embed_a.{rest}", tensor.sum(1, keepdim=True) if tensor.ndim == 4 else tensor
-        case "pos_embed" | "decoder_pos_embed":
+        case "pos_embed" | "decoder_pos_embed" if tensor.ndim == 3:
             yield f"{name}_v", tensor[:, 1:]  # without the class token's row
         case "decoder_pred":
             yield f"decoder_pred_v.{rest}", tensor
@@ -80,6 +80,8 @@ def _entries(name: str, tensor: Tensor, towers: int, audio_head: AudioHead) -> I
 
 def _block_entries(rest: str, tensor: Tensor, towers: int) -> Iterator[tuple[str, Tensor]]:
     number, _, part = rest.partition(".")  # 11.norm1.weight -> 11, norm1.weight
+    if not number.isdecimal():
+        return
     place = int(number) - towers
     if place < 0:
         yield f"blocks_a.{number}.{part}", tensor

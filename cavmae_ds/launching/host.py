@@ -27,14 +27,15 @@ BEAT_S = 2.0
 STOPPED_EARLY = 75
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _GOODBYE_S = 5.0
+_UNREAD_S = 5.0
 
 
 def main() -> int:
     """Carry out the orders. The exit code of the ranks' launcher, or 75 if they were asked to stop before they began.
 
-    First line: `command`, `cwd`, `environment` (added to this host's), `relay` (stdout is a connection that may break),
-    `silence_s` (nothing heard for so long: as if asked to stop), `grace_s` (from SIGTERM until what is still there is
-    killed). Later lines: the number of a signal for the ranks, or 0 as a sign of life.
+    First line: `command`, `cwd`, `environment` (added to this host's), `relay` (output goes through a connection, which
+    may break), `silence_s` (nothing heard for so long: as if asked to stop), `grace_s` (from SIGTERM until what is
+    still there is killed). Later lines: the number of a signal for the ranks, or 0 as a sign of life.
     """
     lines = _Lines()
     order = json.loads(lines.first())
@@ -51,21 +52,23 @@ class _Ranks:
     """The ranks of this host under their launcher."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
-        read, write = os.pipe() if order["relay"] else (-1, 1)
+        pipes = {stream: os.pipe() for stream in (1, 2)} if order["relay"] else {}
         self.launcher = subprocess.Popen(
             order["command"],
             cwd=order["cwd"],
             env=os.environ | {"PATH": _path()} | order["environment"],
             stdin=subprocess.DEVNULL,
-            stdout=write,
-            stderr=write if order["relay"] else None,
+            stdout=pipes[1][1] if pipes else None,
+            stderr=pipes[2][1] if pipes else None,
             start_new_session=True,  # what is typed at a terminal reaches the ranks through us alone
         )
         self._never_began = False
-        self._relay = threading.Thread(target=_relay, args=(read,), daemon=True) if order["relay"] else None
-        if self._relay:
+        self._relays = [
+            threading.Thread(target=_relay, args=(read, stream), daemon=True) for stream, (read, _) in pipes.items()
+        ]
+        for relay, (_, write) in zip(self._relays, pipes.values(), strict=True):
             os.close(write)
-            self._relay.start()
+            relay.start()
 
     def attend(self, lines: _Lines, silence_s: float, grace_s: float) -> None:
         """Pass on what is asked until the launcher has ended by itself or has had its time."""
@@ -93,8 +96,8 @@ class _Ranks:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(alive, _GOODBYE_S)
-        if self._relay:
-            self._relay.join(_GOODBYE_S)
+        for relay in self._relays:
+            relay.join(_GOODBYE_S)
         return STOPPED_EARLY if self._never_began else self.launcher.returncode % 256
 
     def _pass_on(self, number: int) -> None:
@@ -150,13 +153,13 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
-def _relay(source: int) -> None:
-    """Copy what the ranks print to stdout for as long as somebody reads; they never wait for it, nor fail with it."""
-    os.set_blocking(1, False)
+def _relay(source: int, stream: int) -> None:
+    """Copy what the ranks print for as long as somebody reads; they never wait for long, nor fail with it."""
+    os.set_blocking(stream, False)
     while chunk := os.read(source, 65536):
         with suppress(OSError):
-            while chunk and select.select([], [1], [], 5)[1]:
-                chunk = chunk[os.write(1, chunk) :]
+            while chunk and select.select([], [stream], [], _UNREAD_S)[1]:
+                chunk = chunk[os.write(stream, chunk) :]
 
 
 if __name__ == "__main__":

@@ -118,13 +118,13 @@ class CAVMAE(Encoder):
         passes += ["a", "v"] if contrastive else []
 
         def used(name: str) -> bool:
-            return is_reached(name, ("a", "v"), passes) and (mae or not _in_decoder(name))
+            return is_reached(name, ("a", "v"), passes) and (mae or not in_decoder(name))
 
         return {name for name, _ in self.named_parameters() if not used(name)}
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Those that are trained of the decoder's, which runs in chunks."""
-        return [p for name, p in self.named_parameters() if _in_decoder(name) and p.requires_grad]
+        return [p for name, p in self.named_parameters() if in_decoder(name) and p.requires_grad]
 
     def _tokens(self) -> list[nn.Parameter]:
         return [*super()._tokens(), self.decoder_modality_a, self.decoder_modality_v, self.mask_token]
@@ -167,7 +167,8 @@ class CAVMAE(Encoder):
         return self.decoder_pred_a(self.decoder_norm(audio)), self.decoder_pred_v(self.decoder_norm(image))
 
 
-def _in_decoder(name: str) -> bool:
+def in_decoder(name: str) -> bool:
+    """True for the parameters that only pretraining has."""
     return name.startswith(("decoder_", "mask_token"))
 
 

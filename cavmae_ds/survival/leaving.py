@@ -53,7 +53,7 @@ class PeerLost(Leaving):
 def say(sentence: str) -> None:
     """Write a line to stderr from any thread; a reader that is gone is no reason to fail."""
     with suppress(OSError):
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{sentence}\n".encode())
+        os.write(2, f"\n{sentence}\n".encode())  # the progress line may stand there, unfinished
 
 
 def leave(code: int) -> NoReturn:

@@ -70,7 +70,10 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
     if fragment in STAGES:
         others["ds_config"] = str(folder / f"{fragment}.json")
     cfg = run_config(world.size, cell.optimizer, fragment, cell.precision, **others)
-    engine = build_engine(cfg, numbers(world.size), Layers(), world)
+    model = Layers()
+    if what == "saved":
+        model.frozen.data += 1  # from elsewhere: a fresh model does not have it
+    engine = build_engine(cfg, numbers(world.size), model, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
     checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
     start = checkpoints.resume()

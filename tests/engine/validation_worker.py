@@ -5,6 +5,7 @@ Arguments: a run file, then a file for the first rank's results.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -18,12 +19,15 @@ def main() -> None:
     import os
 
     cfg = load_config(Path(run_file), overrides)
-    from cavmae_ds.pretrain import open_run
+    from cavmae_ds.loop import open_run
+    from cavmae_ds.pretrain import pretraining_parts
 
-    with open_run(cfg, derive(cfg, int(os.environ["WORLD_SIZE"]))) as run:
-        losses = run.validation()
+    numbers = derive(cfg, int(os.environ["WORLD_SIZE"]))
+    with open_run(cfg, numbers, partial(pretraining_parts, cfg, numbers)) as run:
+        validation = run.parts.validation
+        losses = validation()
         assert run.engine.training and run.engine.module.training
-        seen = sorted(place for group in run.validation._groups for place in group)
+        seen = sorted(place for group in validation._groups for place in group)
         if run.world.is_first:
             Path(results).write_text(json.dumps({"losses": [float(term) for term in losses], "seen": seen}))
 

@@ -13,6 +13,7 @@ from cavmae_ds.exchange import export as exporting
 from cavmae_ds.exchange.export import export, format_of
 from cavmae_ds.exchange.load import load_model, open_weights
 from cavmae_ds.exchange.official import save_official
+from cavmae_ds.model.cavmae import in_decoder
 from tests.exchange.small_models import HEADS, clips, small_model
 
 
@@ -33,6 +34,7 @@ def test_official_to_one_file_and_back_is_bit_by_bit(official, tmp_path):
     said = run(official, "--out", tmp_path / "one.safetensors", "--heads", 4, "--decoder-heads", 4)
     assert f"entries of {official} (pretrain) written to {tmp_path / 'one.safetensors'} as safetensors" in said
     run(tmp_path / "one.safetensors", "--out", tmp_path / "back.pth")
+    assert (tmp_path / "one.safetensors").stat().st_mode == (tmp_path / "back.pth").stat().st_mode
     assert load_model(tmp_path / "one.safetensors").config.decoder_num_heads == 4
     first, back = (torch.load(path, weights_only=True) for path in (official, tmp_path / "back.pth"))
     assert list(first) == list(back) and all(torch.equal(first[name], back[name]) for name in first)
@@ -50,6 +52,8 @@ assert not any(name.startswith("cavmae_ds") for name in sys.modules)
 def test_a_graph_runs_without_our_code_on_any_number_of_clips(official, tmp_path):
     said = run(official, "--out", tmp_path / "encoder.pt2", "--heads", 4, "--decoder-heads", 4)
     assert "its embeddings differ from the model's by at most" in said
+    encoder = [t.numel() for name, t in small_model("pretrain").state_dict().items() if not in_decoder(name)]
+    assert (tmp_path / "encoder.pt2").stat().st_size < 4 * sum(encoder) + 300_000, "the decoder stays behind"
     inputs = clips(count=5)
     torch.save(inputs, tmp_path / "inputs.pt")
     files = [str(tmp_path / name) for name in ("encoder.pt2", "inputs.pt", "embeddings.pt")]

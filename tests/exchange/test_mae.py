@@ -64,6 +64,7 @@ def assert_the_rest_is_fresh(adapted: dict, accounted: set[str], sizes) -> None:
 
 @pytest.mark.parametrize("frames", [96, 208])
 def test_every_row_of_the_adaptation_and_nothing_else(frames):
+    """With the official oddities of spec/cav-mae.md 6, trap 9: first 256 rows, summed colours."""
     sizes = OFFICIAL_DEPTHS.model_copy(update={"audio_frames": frames})
     mae = small_mae(sizes)
     adapted = adapt_mae(mae, sizes)
@@ -124,6 +125,8 @@ def test_another_size_no_decoder_and_more_than_an_mae_are_refused():
         (mae, shallower, r"unexpected \(blocks_u\.1"),
         (mae, wider, r"another size than section model says: pos_embed_v .*\(1, 16, 48\).*\(1, 16, 64\)"),
         (mae | {"head.weight": torch.zeros(5, 48)}, SIZES, r"1 name is unexpected \(head\.weight\)"),
+        (mae | {"blocks.last.norm": torch.zeros(5)}, SIZES, r"1 name is unexpected \(blocks\.last\.norm\)"),
+        (mae | {"pos_embed": torch.zeros(5)}, SIZES, r"1 name is missing \(pos_embed_v\), 1 name is unexpected"),
     ):
         with pytest.raises(CheckpointError, match=message):
             adapt_mae(state, sizes)

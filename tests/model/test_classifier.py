@@ -64,6 +64,7 @@ def test_base_logits_are_the_official_ones():
 
 @pytest.mark.parametrize("kind", OFFICIAL_HASHES)
 def test_names_shapes_and_counts_are_the_official_ones(kind):
+    """And all of them are trained, position tables too (spec/cav-mae.md 6, trap 6)."""
     with torch.device("meta"):
         model = kind(ModelConfig(), 527)
     entries = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -75,6 +76,7 @@ def test_names_shapes_and_counts_are_the_official_ones(kind):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_exactly_the_parameters_called_unused_get_no_gradient(mode):
+    """What is to be frozen against spec/cav-mae.md 6, trap 3."""
     model = small()
     model(*clips(), mode).square().sum().backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
@@ -96,6 +98,7 @@ def test_a_mode_looks_at_no_more_than_it_needs():
 
 
 def test_an_unknown_mode_is_refused_with_the_five_that_there_are():
+    """spec/cav-mae.md 6, trap 5."""
     with pytest.raises(ValueError, match="missingvideoonly, got 'mm_grad'") as refusal:
         small()(*clips(), "mm_grad")
     assert all(mode in str(refusal.value) for mode in MODES)
@@ -147,5 +150,6 @@ def test_interpolated_positions_stretch_time_and_leave_frequency_alone():
 
 
 def test_audio_of_no_whole_patches_is_refused_with_the_lengths_that_fit():
+    """spec/cav-mae.md 6, trap 27."""
     with pytest.raises(ValueError, match="got 1000; 992 or 1008 would fit"):
         ModelConfig(audio_frames=1000)

@@ -1,0 +1,91 @@
+"""`cavmae compare`: losses of several runs in one picture, and in what the runs differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from cavmae_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cavmae_ds.compare.runs import Axis, ComparedRun
+
+BY = ("steps", "clips", "time")
+
+console = Console(soft_wrap=True)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that pretraining wrote, two or more.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("compare.png"),
+    tags: Annotated[str, typer.Option(help="Curves, for example loss/total,perf/mfu; else losses and probes.")] = "",
+    by: Annotated[str, typer.Option(help="What goes to the right: steps, clips or time.")] = "steps",
+) -> None:
+    """Draw the losses of runs side by side, and say in what the runs differ.
+
+    Runs of different batch meet by clips. Reads config.yaml and log.jsonl of each folder, also while it trains.
+
+    \b
+    Example:
+      cavmae compare runs/a runs/b --by clips
+      cavmae compare runs/* --tags loss/total,optim/grad_norm --out losses.png
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"give two run folders or more, got {len(runs)}")
+    if by not in BY:
+        raise ConfigError(f"--by must be one of {', '.join(BY)}, got {by!r}")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must end in .png, got {str(out)!r}")
+    from cavmae_ds.compare.draw import draw
+    from cavmae_ds.compare.runs import choose_tags, load_runs
+
+    found = load_runs(runs)
+    chosen = choose_tags(found, [tag for tag in tags.split(",") if tag])
+    figure = draw(found, chosen, cast("Axis", by))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
+    except OSError as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    console.print(_values(found, chosen))
+    console.print(_settings(found))
+    console.print(f"drawn in {out}")
+
+
+def _values(runs: list[ComparedRun], tags: list[str]) -> Table:
+    from cavmae_ds.compare.runs import best
+
+    table = Table(
+        Column("curve", overflow="fold"),
+        *(Column(run.name, overflow="fold") for run in runs),
+        title="last value, best value (step)",
+    )
+    for tag in tags:
+        cells = []
+        for run in runs:
+            points = run.curves.get(tag)
+            top = best(points, tag) if points else None
+            cells.append(f"{points[-1].value:.4g}, {top.value:.4g} ({top.step})" if points and top else "-")
+        table.add_row(tag, *cells)
+    steps = [str(max((points[-1].step for points in run.curves.values()), default=0)) for run in runs]
+    table.add_row("steps so far", *steps)
+    return table
+
+
+def _settings(runs: list[ComparedRun]) -> Table | str:
+    from cavmae_ds.compare.draw import shown
+    from cavmae_ds.compare.runs import differences
+
+    found = differences(runs)
+    if not found:
+        return "all settings are the same"
+    table = Table(
+        Column("setting", overflow="fold"), *(Column(run.name, overflow="fold") for run in runs), title="what differs"
+    )
+    for key, values in found.items():
+        table.add_row(key, *map(shown, values))
+    return table

@@ -1,0 +1,28 @@
+"""Finetuning a classifier (`deepspeed launch/finetune.py RUN.yaml`): what it brings to the training loop."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from cavmae_ds.config import FinetuneConfig
+from cavmae_ds.config.derived import FinetuneNumbers
+from cavmae_ds.data.augment import SoundAugmentation
+from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.distributed import World
+from cavmae_ds.finetune_step import FinetuneStep
+from cavmae_ds.loop import Parts, open_run, train
+from cavmae_ds.survival.signals import StopRequests
+
+
+def finetune(cfg: FinetuneConfig, numbers: FinetuneNumbers, stop: StopRequests) -> None:
+    """Train to the end of the run; see loop.train."""
+    with open_run(cfg, numbers, partial(finetuning_parts, cfg, numbers)) as run:
+        train(run, numbers, stop)
+
+
+def finetuning_parts(cfg: FinetuneConfig, numbers: FinetuneNumbers, world: World, engine: Any) -> Parts:
+    """Whole clips, augmented, and one loss of their labels."""
+    augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
+    front_end = FrontEnd(cfg.model, world.device, augmentation)
+    return Parts(front_end, FinetuneStep(cfg, numbers.classes, engine), None, cfg.augment.mixup)

@@ -1,0 +1,123 @@
+"""The training loop, on one screen: pretraining and finetuning differ in what a step and a validation are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from cavmae_ds.checkpoint.runs import Checkpoints
+from cavmae_ds.config import CommonConfig
+from cavmae_ds.config.derived import CommonNumbers
+from cavmae_ds.config.load import to_yaml
+from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
+from cavmae_ds.data.order import EpochShape
+from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
+from cavmae_ds.distributed import World, close_world, open_world
+from cavmae_ds.ema import RunningMean, running_means
+from cavmae_ds.engine import build_engine, build_model
+from cavmae_ds.monitor.monitor import Monitor, Validates
+from cavmae_ds.step import StepDone
+from cavmae_ds.survival.agreement import Agreement
+from cavmae_ds.survival.leaving import StoppedEarly
+from cavmae_ds.survival.signals import StopRequests, described
+from cavmae_ds.survival.watch import Watch, watching
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each kind of run makes for its engine."""
+
+    front_end: FrontEnd
+    step: Callable[[Iterable[Ready]], StepDone]
+    """The micro-batches of this rank for one optimizer step become gradients, and the step is taken."""
+    validation: Validates | None
+    mixup: float = 0.0
+    """Share of clips that come with a partner."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop uses, built once."""
+
+    world: World
+    watch: Watch
+    agreement: Agreement
+    engine: Any
+    means: list[RunningMean]
+    parts: Parts
+    loader: DataLoader
+    monitor: Monitor
+    checkpoints: Checkpoints
+    start: int  # optimizer steps already done
+
+
+def train(run: Run, numbers: CommonNumbers, stop: StopRequests) -> None:
+    """From the newest checkpoint in the run folder, or from the start, to the end of the run.
+
+    Raises StoppedEarly, with everything saved, when any rank was asked to stop.
+    """
+    batches = run.watch.batches(micro_batches(run.loader))
+    ready = ahead(run.monitor.timed(batches), run.parts.front_end)
+    for step in range(run.start + 1, numbers.total_steps + 1):
+        done = run.parts.step(islice(ready, numbers.accumulation))
+        for mean in run.means:
+            mean.update(step)
+        run.watch.at(step, "monitoring")
+        run.monitor.step_done(step, done)
+        run.monitor.validate(step, run.parts.validation)
+        run.watch.at(step, "saving")
+        reason = run.agreement.exchange({"stop": stop.reason})["stop"]
+        if reason and step < numbers.total_steps:
+            run.checkpoints.save_and_wait(step)
+            raise StoppedEarly(
+                f"stopped after step {step} because of {described(reason)}; everything is saved, the same command goes "
+                "on from there"
+            )
+        if run.checkpoints.due(step):
+            run.checkpoints.save(step)
+    run.checkpoints.save_and_wait(numbers.total_steps)
+
+
+@contextmanager
+def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Callable[[World, Any], Parts]) -> Iterator[Run]:
+    """Process group, watch, weights, engine, checkpoint, clips, curves; closed in reverse.
+
+    Not so after an error: other ranks may be gone, and with them whatever would be waited for.
+    """
+    world = open_world(cfg.watch.collective_timeout_s)
+    with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
+        agreement = Agreement()
+        engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
+        means = running_means(cfg, numbers.steps_per_epoch, engine, world)
+        checkpoints = Checkpoints(cfg, numbers, world, engine, means)
+        closing.callback(checkpoints.close)  # after an error only when the others have been told of it
+        start = checkpoints.resume()
+        if world.is_first:
+            cfg.run_dir.mkdir(parents=True, exist_ok=True)
+            (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
+        parts = make(world, engine)
+        loader = open_loader(cfg, numbers, world, start, parts.mixup)
+        monitor = Monitor(cfg, numbers, world, start, engine)
+        try:
+            yield Run(world, watch, agreement, engine, means, parts, loader, monitor, checkpoints, start)
+        finally:
+            monitor.close()
+        checkpoints.close()
+        agreement.close()
+    close_world()
+
+
+def open_loader(cfg: CommonConfig, numbers: CommonNumbers, world: World, start: int, mixup: float = 0.0) -> DataLoader:
+    """This rank's micro-batches from optimizer step `start` on, without end."""
+    ranks_per_host = world.size // world.hosts
+    shape = EpochShape(world.hosts, ranks_per_host, numbers.accumulation, cfg.train.micro_batch)
+    host, seed = world.rank // ranks_per_host, cfg.train.seed
+    clips = ClipStream(
+        cfg.data, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup
+    )
+    return training_loader(clips, cfg.data, world.device)

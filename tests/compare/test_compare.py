@@ -1,0 +1,123 @@
+"""`cavmae compare`: runs of any batch side by side, with what differs between them; what is no run is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cavmae_ds.cli import app
+from cavmae_ds.compare.draw import draw, names_with_differences
+from cavmae_ds.compare.runs import differences, load_runs
+from cavmae_ds.config.load import to_yaml, validate_config
+from cavmae_ds.errors import UserError
+from cavmae_ds.monitor.log import LOG
+
+HOUR = 3600
+
+
+def run_folder(folder: Path, *, batch: int, rate: float = 1e-4, points: int = 5) -> Path:
+    """A folder as pretraining leaves it; a point every second step and every hour."""
+    folder.mkdir(parents=True)
+    config = {"run_dir": str(folder), "train": {"steps": 900, "global_batch": batch, "micro_batch": 8}}
+    (folder / "config.yaml").write_text(to_yaml(validate_config(config | {"optim": {"learning_rate": rate}})))
+    lines = [{"time": 0.0, "step": 0, "event": "start"}]
+    lines += [{"time": n * HOUR, "step": 2 * n, "loss/total": 1 / n, "perf/mfu": 0.1 * n} for n in range(1, points + 1)]
+    (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def add(folder: Path, *lines: dict) -> None:
+    with (folder / LOG).open("a") as log:
+        log.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def compare(*arguments: str | Path) -> str:
+    finished = CliRunner().invoke(app, ["compare", *map(str, arguments)], catch_exceptions=False)
+    assert finished.exit_code == 0, finished.output
+    return finished.output
+
+
+def test_runs_of_different_batch_are_drawn_by_clips_with_their_best_values_and_what_differs(tmp_path):
+    runs = run_folder(tmp_path / "small", batch=8), run_folder(tmp_path / "large", batch=64, rate=4e-4, points=3)
+
+    said = compare(*runs, "--by", "clips", "--out", tmp_path / "new" / "c.png", "--tags", "loss/total,perf/mfu")
+
+    with Image.open(tmp_path / "new" / "c.png") as picture:
+        assert picture.format == "PNG" and picture.width > 600
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # lines and letters
+    rows = {line.split("│")[1].strip(): line for line in said.splitlines() if "│" in line}
+    assert "0.2, 0.2 (10)" in rows["loss/total"] and "0.3333, 0.3333 (6)" in rows["loss/total"]  # lowest
+    assert "0.5, 0.5 (10)" in rows["perf/mfu"]  # highest
+    assert "0.0001" in rows["optim.learning_rate"] and "0.0004" in rows["optim.learning_rate"]
+    assert "train.global_batch" in rows and "run_dir" not in rows and "train.steps" not in rows
+    found = load_runs(runs)
+    assert found[0].axis("loss/total", "clips") == [16, 32, 48, 64, 80]
+    assert found[1].axis("loss/total", "clips") == [128, 256, 384]
+    assert names_with_differences(found) == [
+        "small: learning_rate 0.0001, global_batch 8", "large: learning_rate 0.0004, global_batch 64",
+    ]  # fmt: skip
+
+
+def test_hours_of_training_count_neither_pauses_nor_steps_that_were_done_again(tmp_path):
+    folder = run_folder(tmp_path / "a", batch=8)  # five hours, ten steps
+    add(
+        folder,
+        {"time": 100 * HOUR, "step": 6, "event": "resume"},  # of the checkpoint after three hours
+        {"time": 101 * HOUR, "step": 8, "loss/total": 0.25},
+        {"time": 101.5 * HOUR, "step": 8, "event": "bad clip", "line": "clip 'x'"},
+        {"time": 102 * HOUR, "step": 10, "loss/total": None},
+        {"time": 103 * HOUR, "step": 12, "loss/total": 0.1},
+    )
+
+    (run,) = load_runs([folder])
+
+    assert run.axis("loss/total", "steps") == [2, 4, 6, 8, 12]  # what is no number is no point
+    assert run.axis("loss/total", "time") == pytest.approx([1, 2, 3, 4, 6])
+
+
+def test_runs_with_the_same_settings_are_said_to_be_alike_and_one_without_points_is_no_obstacle(tmp_path):
+    runs = (
+        run_folder(tmp_path / "a" / "run", batch=8, points=500),
+        run_folder(tmp_path / "b" / "run", batch=8, points=0),
+    )
+
+    said = compare(*runs, "--by", "time", "--out", tmp_path / "c.png")
+
+    assert "all settings are the same" in said
+    found = load_runs(runs)
+    assert [run.name for run in found] == [str(folder) for folder in runs]  # their own names are the same
+    assert differences(found) == {}
+    drawn = draw(found, ["loss/total"], "time").axes[0]
+    assert [len(line.get_xdata()) for line in drawn.lines if len(line.get_xdata())] == [500, 491]  # and their mean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["a"], ["two run folders", "got 1"]),
+        (["a", "no/where"], ["'no/where' is no run folder", "config.yaml"]),
+        (["a", "empty"], ["log.jsonl", "'empty'", "run folder"]),
+        (["a", "b", "--tags", "loss/totl"], ["'loss/totl'", "loss/total"]),
+        (["a", "b", "--by", "weeks"], ["steps, clips, time", "'weeks'"]),
+        (["a", "b", "--out", "c.pdf"], [".png", "'c.pdf'"]),
+        (["a", "b", "--out", "a/config.yaml/c.png"], ["--out", "cannot be written"]),
+        (["mute", "mute"], ["has drawn a loss"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_sentence(arguments, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("a"), batch=8)
+    run_folder(Path("b"), batch=8)
+    run_folder(Path("mute"), batch=8, points=0)
+    run_folder(Path("empty"), batch=8)
+    Path("empty", LOG).unlink()
+
+    with pytest.raises(UserError) as refusal:
+        CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)
+
+    assert all(part in str(refusal.value) for part in named), refusal.value
+    assert "\n" not in str(refusal.value)
