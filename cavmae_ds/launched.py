@@ -45,7 +45,7 @@ def pretrain_command(
     Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
     69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
     """
-    _prepare_rank()
+    above = _prepare_rank()
     cfg = load_run(run, RunConfig, overrides or [])
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
@@ -54,7 +54,7 @@ def pretrain_command(
         return _show(cfg, numbers)
     from cavmae_ds.pretrain import pretrain
 
-    _train_and_leave(cfg, partial(pretrain, cfg, numbers))
+    _train_and_leave(cfg, above, partial(pretrain, cfg, numbers))
 
 
 def finetune_command(
@@ -68,7 +68,7 @@ def finetune_command(
 
     Exit codes: as those of pretraining; see launch/pretrain.py --help.
     """
-    _prepare_rank()
+    above = _prepare_rank()
     cfg = load_run(run, FinetuneConfig, overrides or [])
     from cavmae_ds.config.derived import derive_finetuning
 
@@ -77,15 +77,17 @@ def finetune_command(
         return _show(cfg, numbers)
     from cavmae_ds.finetune import finetune
 
-    _train_and_leave(cfg, partial(finetune, cfg, numbers))
+    _train_and_leave(cfg, above, partial(finetune, cfg, numbers))
 
 
-def _prepare_rank() -> None:
-    """Before torch is imported."""
+def _prepare_rank() -> list[int]:
+    """Before torch is imported; returns the launchers above this rank, while they surely live."""
+    above = launchers()
     if "RANK" in os.environ:  # among others: a store that is gone would else be told with the stack of C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_of_this_host())))
+    return above
 
 
 def _ranks(dry_run: bool, asked: int) -> int:
@@ -97,8 +99,7 @@ def _show(cfg: CommonConfig, numbers: CommonNumbers) -> None:
         typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
 
 
-def _train_and_leave(cfg: CommonConfig, train: Train) -> None:
-    above = launchers()
+def _train_and_leave(cfg: CommonConfig, above: list[int], train: Train) -> None:
     stop = StopRequests(cfg.watch.grace_seconds, _from_launcher("RANK", 0))
     when_orphaned(above, lambda: stop.ask(LAUNCHER_GONE))
     leave(_end_of_run(Path(cfg.script).stem, partial(train, stop)))
