@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from cavmae_ds.checkpoint.disk import Outcome
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.data.schema import Damage
@@ -21,7 +23,7 @@ from cavmae_ds.losses import PretrainLosses
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
-from cavmae_ds.monitor.speed import OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
+from cavmae_ds.monitor.speed import GIB, OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
 from cavmae_ds.monitor.texts import environment, hyperparameters, texts, this_machine
 from cavmae_ds.optim import learning_rate_share
 from cavmae_ds.step import StepDone
@@ -56,6 +58,7 @@ class Monitor:
         machines = from_all_ranks(this_machine(world))
         self._stragglers = Stragglers([machine.host for machine in machines])
         self._last_point = self._last_step = step
+        self._failed: Counter[str] = Counter()
         self._curves: Curves | None = None
         if world.is_first:
             self._curves = Curves(cfg.run_dir, step)
@@ -123,6 +126,16 @@ class Monitor:
         """One line in log.jsonl: what happened, and what is worth knowing about it (plain values)."""
         if self._curves:
             self._curves.event(step, name, facts)
+
+    def saved(self, outcomes: Iterable[Outcome]) -> None:
+        """Draw how saves ended, at the step they are of; failures are counted from the start of this process."""
+        for outcome in outcomes:
+            kind = "checkpoint/upload_" if outcome.sent else "checkpoint/"
+            self._failed[kind] += bool(outcome.failure)
+            done = {f"{kind}seconds": outcome.seconds, f"{kind}gib": outcome.bytes / GIB}
+            self.draw(outcome.step, {f"{kind}failed": float(self._failed[kind])} | ({} if outcome.failure else done))
+            facts = {"failure": outcome.failure} if outcome.failure else {"seconds": round(outcome.seconds, 3)}
+            self.event(outcome.step, "upload" if outcome.sent else "checkpoint", **facts)
 
     def close(self) -> None:
         """Flush and end the progress line."""
