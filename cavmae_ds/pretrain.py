@@ -73,11 +73,12 @@ def train(run: Run, numbers: RunNumbers, stop: StopRequests) -> str:
         run.monitor.step_done(step, done)
         run.monitor.validate(step, run.validation)
         run.watch.at(step, "saving")
-        reason = run.agreement.exchange({"stop": stop.reason})["stop"]
+        agreed = run.agreement.exchange({"stop": stop.reason, "save": run.checkpoints.overdue()})
+        reason = agreed["stop"]
         if reason and step < numbers.total_steps:
-            run.checkpoints.save_and_wait(step)
+            run.checkpoints.save_and_wait(step, last=False)
             return f"stopped after step {step} because of {described(reason)}"
-        if run.checkpoints.due(step):
+        if run.checkpoints.due(step, overdue=bool(agreed["save"])):
             run.checkpoints.save(step)
     run.checkpoints.save_and_wait(numbers.total_steps)
     return ""
@@ -106,7 +107,7 @@ def open_run(cfg: RunConfig, numbers: RunNumbers) -> Iterator[Run]:
         training_step = TrainingStep(cfg, numbers.accumulation, world, engine, front_end)
         validating = cfg.monitor.validate_every or cfg.monitor.probe_every
         validation = Validation(cfg, world, engine, front_end) if validating else None
-        monitor = Monitor(cfg, numbers, world, start, engine)
+        monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)
         try:
             yield Run(
                 world, watch, agreement, engine, ema, front_end, training_step, loader, monitor, validation,
