@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -48,8 +48,16 @@ class Monitor:
     make the same calls; the first one writes.
     """
 
-    def __init__(self, cfg: RunConfig, numbers: RunNumbers, world: World, step: int, engine: Any):
-        """step: optimizer steps already done."""
+    def __init__(
+        self,
+        cfg: RunConfig,
+        numbers: RunNumbers,
+        world: World,
+        step: int,
+        engine: Any,
+        saves: Callable[[], Iterable[Outcome]],
+    ):
+        """step: optimizer steps already done; saves: tells of checkpoints that ended since it was last asked."""
         self._cfg, self._numbers, self._world = cfg, numbers, world
         self._terms = torch.zeros(len(TAGS), device=world.device, dtype=torch.float64)
         self._bad = BadClips(cfg.data.max_bad_share)
@@ -58,6 +66,7 @@ class Monitor:
         machines = from_all_ranks(this_machine(world))
         self._stragglers = Stragglers([machine.host for machine in machines])
         self._last_point = self._last_step = step
+        self._saves = saves
         self._failed: Counter[str] = Counter()
         self._curves: Curves | None = None
         if world.is_first:
@@ -98,6 +107,7 @@ class Monitor:
         if self._norms and self._norms_due(step):
             self.draw(step, self._norms.read(float(done.grad_norm)))
         self._arm(step + 1)
+        self._draw_saves()
         every = self._cfg.monitor.pictures_every
         if self._curves and every and step % every == 0 and done.output.image_prediction is not None:
             figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
@@ -127,18 +137,9 @@ class Monitor:
         if self._curves:
             self._curves.event(step, name, facts)
 
-    def saved(self, outcomes: Iterable[Outcome]) -> None:
-        """Draw how saves ended, at the step they are of; failures are counted from the start of this process."""
-        for outcome in outcomes:
-            kind = "checkpoint/upload_" if outcome.sent else "checkpoint/"
-            self._failed[kind] += bool(outcome.failure)
-            done = {f"{kind}seconds": outcome.seconds, f"{kind}gib": outcome.bytes / GIB}
-            self.draw(outcome.step, {f"{kind}failed": float(self._failed[kind])} | ({} if outcome.failure else done))
-            facts = {"failure": outcome.failure} if outcome.failure else {"seconds": round(outcome.seconds, 3)}
-            self.event(outcome.step, "upload" if outcome.sent else "checkpoint", **facts)
-
     def close(self) -> None:
         """Flush and end the progress line."""
+        self._draw_saves()
         self.event(self._last_step, "end" if self._last_step == self._numbers.total_steps else "stop")
         if self._curves:
             self._curves.close()
@@ -194,6 +195,16 @@ class Monitor:
         if any_bad:
             for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
                 self.event(step, "bad clip", line=line)
+
+    def _draw_saves(self) -> None:
+        """How saves ended, at the step they are of; failures are counted from the start of this process."""
+        for outcome in self._saves():
+            kind = "checkpoint/upload_" if outcome.sent else "checkpoint/"
+            self._failed[kind] += bool(outcome.failure)
+            done = {f"{kind}seconds": outcome.seconds, f"{kind}gib": outcome.bytes / GIB}
+            self.draw(outcome.step, {f"{kind}failed": float(self._failed[kind])} | ({} if outcome.failure else done))
+            facts = {"failure": outcome.failure} if outcome.failure else {"seconds": round(outcome.seconds, 3)}
+            self.event(outcome.step, "upload" if outcome.sent else "checkpoint", **facts)
 
     def _arm(self, step: int) -> None:
         if self._norms:
