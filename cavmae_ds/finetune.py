@@ -11,14 +11,13 @@ from cavmae_ds.data.augment import SoundAugmentation
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.distributed import World
 from cavmae_ds.finetune_step import FinetuneStep
-from cavmae_ds.loop import Parts, open_run, train
+from cavmae_ds.loop import Parts, train
 from cavmae_ds.survival.signals import StopRequests
 
 
 def finetune(cfg: FinetuneConfig, numbers: FinetuneNumbers, stop: StopRequests) -> None:
     """Train to the end of the run; see loop.train."""
-    with open_run(cfg, numbers, partial(finetuning_parts, cfg, numbers)) as run:
-        train(run, numbers, stop)
+    train(cfg, numbers, partial(finetuning_parts, cfg, numbers), stop)
 
 
 def finetuning_parts(cfg: FinetuneConfig, numbers: FinetuneNumbers, world: World, engine: Any) -> Parts:

@@ -16,7 +16,7 @@ import typer
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.load import load_run, to_yaml
 from cavmae_ds.errors import DataError, RankError, UserError
-from cavmae_ds.survival.leaving import ExitCode, PeerLost, StoppedEarly, leave, say
+from cavmae_ds.survival.leaving import ExitCode, PeerLost, StoppedEarly, leave, leaving, say
 from cavmae_ds.survival.lineage import launchers, when_orphaned
 from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
 
@@ -125,7 +125,8 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
             say(f"{what}: error: {error}")
         return ExitCode.REFUSED
     except Exception:
-        traceback.print_exc()
+        if not leaving():
+            traceback.print_exc()
         return ExitCode.DEFECT
     return ExitCode.DONE
 

@@ -40,6 +40,10 @@ class Parts:
     """Share of clips that come with a partner."""
 
 
+Make = Callable[[World, Any], Parts]
+"""Called on every rank with the engine, once it has gone on from the newest checkpoint."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Everything the loop uses, built once."""
@@ -56,11 +60,19 @@ class Run:
     start: int  # optimizer steps already done
 
 
-def train(run: Run, numbers: CommonNumbers, stop: StopRequests) -> None:
+def train(cfg: CommonConfig, numbers: CommonNumbers, make: Make, stop: StopRequests) -> None:
     """From the newest checkpoint in the run folder, or from the start, to the end of the run.
 
     Raises StoppedEarly, with everything saved, when any rank was asked to stop.
     """
+    with open_run(cfg, numbers, make) as run:
+        stopped = _steps(run, numbers, stop)
+    if stopped:
+        raise StoppedEarly(f"{stopped}; everything is saved, the same command goes on from there")
+
+
+def _steps(run: Run, numbers: CommonNumbers, stop: StopRequests) -> str:
+    """The loop; returns when and why it was left early, or an empty string."""
     batches = run.watch.batches(micro_batches(run.loader))
     ready = ahead(run.monitor.timed(batches), run.parts.front_end)
     for step in range(run.start + 1, numbers.total_steps + 1):
@@ -71,20 +83,19 @@ def train(run: Run, numbers: CommonNumbers, stop: StopRequests) -> None:
         run.monitor.step_done(step, done)
         run.monitor.validate(step, run.parts.validation)
         run.watch.at(step, "saving")
-        reason = run.agreement.exchange({"stop": stop.reason})["stop"]
+        agreed = run.agreement.exchange({"stop": stop.reason, "save": run.checkpoints.overdue()})
+        reason = agreed["stop"]
         if reason and step < numbers.total_steps:
-            run.checkpoints.save_and_wait(step)
-            raise StoppedEarly(
-                f"stopped after step {step} because of {described(reason)}; everything is saved, the same command goes "
-                "on from there"
-            )
-        if run.checkpoints.due(step):
+            run.checkpoints.save_and_wait(step, last=False)
+            return f"stopped after step {step} because of {described(reason)}"
+        if run.checkpoints.due(step, overdue=bool(agreed["save"])):
             run.checkpoints.save(step)
     run.checkpoints.save_and_wait(numbers.total_steps)
+    return ""
 
 
 @contextmanager
-def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Callable[[World, Any], Parts]) -> Iterator[Run]:
+def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[Run]:
     """Process group, watch, weights, engine, checkpoint, clips, curves; closed in reverse.
 
     Not so after an error: other ranks may be gone, and with them whatever would be waited for.
@@ -102,7 +113,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Callable[[World, A
             (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
         parts = make(world, engine)
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
-        monitor = Monitor(cfg, numbers, world, start, engine)
+        monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)
         try:
             yield Run(world, watch, agreement, engine, means, parts, loader, monitor, checkpoints, start)
         finally:

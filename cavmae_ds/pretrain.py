@@ -9,7 +9,7 @@ from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.distributed import World
-from cavmae_ds.loop import Parts, open_run, train
+from cavmae_ds.loop import Parts, train
 from cavmae_ds.step import TrainingStep
 from cavmae_ds.survival.signals import StopRequests
 from cavmae_ds.validate import Validation
@@ -17,8 +17,7 @@ from cavmae_ds.validate import Validation
 
 def pretrain(cfg: RunConfig, numbers: RunNumbers, stop: StopRequests) -> None:
     """Train to the end of the run; see loop.train."""
-    with open_run(cfg, numbers, partial(pretraining_parts, cfg, numbers)) as run:
-        train(run, numbers, stop)
+    train(cfg, numbers, partial(pretraining_parts, cfg, numbers), stop)
 
 
 def pretraining_parts(cfg: RunConfig, numbers: RunNumbers, world: World, engine: Any) -> Parts:

@@ -1,4 +1,4 @@
-"""Start real ranks: with the real `deepspeed` launcher, or forked from a process that has imported everything.
+"""Start real ranks and commands: as a user does, or forked from a process that has imported everything.
 
 `launch(2, SCRIPT, "argument", scratch=tmp_path)` types the command of a user. Its ranks and the launcher all import
 torch and DeepSpeed anew: some 20 CPU seconds for two ranks. It is for tests of how a run starts, is told to stop, ends.
@@ -8,6 +8,8 @@ bit by bit the same and leaves with the same exit code, without the imports. `st
 something meanwhile: it returns at once, `.pids` are the ranks in order, `.printed` is what they have said so far, and
 `.wait()` must be called before the next ranks are forked. What differs: ranks share one hash seed, the launcher's own
 lines are missing, and what libraries read while they are loaded must be as in the test process (else it is refused).
+
+`fork_cavmae("prepare", folder, "--out", out)` is the command `cavmae`, `fork_script(SCRIPT)` any other.
 """
 
 from __future__ import annotations
@@ -22,22 +24,26 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PRETRAIN = CHECKOUT / "launch" / "pretrain.py"
+CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
+CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+"""Environment of all that runs here; with one thread sums are the same each time."""
 READ_AT_START = ("CUDA_", "DS_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "TORCH_", "TRITON_")
 """Environment variables that libraries read once, while they are loaded."""
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """Everything a rank of a test needs: CPU, one thread (so that sums are the same each time), its own scratch."""
+    """Everything a rank of a test needs."""
     return os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
+        **CPU,
         "TMPDIR": _short_name(scratch),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -71,50 +77,59 @@ def launch(
     )
 
 
-class ForkedRanks:
-    """Ranks that are running: the process id of each, which leads a process group with the rank's workers."""
+class Forked:
+    """Forked processes that are running: `pids`, in order, each of which leads a group with the workers it starts."""
 
-    def __init__(self, request: dict, zygote: subprocess.Popen[bytes]):
-        self._arguments, self._output, self._zygote = request["arguments"], Path(request["output"]), zygote
-        self.pids: list[int] = _ask(zygote, request)["pids"]
+    def __init__(self, processes: list[dict[str, Any]]):
+        """Fork them; fork_server.py says what describes a process."""
+        self._processes = processes
+        self.pids: list[int] = _ask(processes)["pids"]
 
     @property
     def printed(self) -> str:
-        """Both streams of all ranks until now."""
-        return self._output.read_text()
+        """What the first one has written to its stdout so far; ranks write all they say to one file."""
+        return Path(self._processes[0]["stdout"]).read_text()
 
     def wait(self, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-        """When all ranks have ended: as launch() would return, or TimeoutExpired, with no rank left."""
-        in_time = select.select([self._zygote.stdout], [], [], seconds)[0]
+        """When all have ended: the first exit code that is not 0; or TimeoutExpired, and none is left."""
+        arguments, server = self._processes[0]["arguments"], _fork_server()[0]
+        answer = select.poll()  # not select(), which knows no file descriptor above 1023
+        answer.register(server.stdout, select.POLLIN)
+        in_time = answer.poll(seconds * 1000)
         if not in_time:
             for pid in self.pids:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-        returncode = _answer(self._zygote)["returncode"]
+        returncode = _answer()["returncode"]
         if not in_time:
-            raise subprocess.TimeoutExpired(self._arguments, seconds, self.printed)
-        return subprocess.CompletedProcess(self._arguments, returncode, self.printed)
+            raise subprocess.TimeoutExpired(arguments, seconds, self.printed)
+        errors = Path(self._processes[0]["stderr"]).read_text()
+        return subprocess.CompletedProcess(arguments, returncode, self.printed, errors)
 
 
-def start_ranks(ranks: int, script: Path, *arguments: str, scratch: Path, cwd: Path = CHECKOUT) -> ForkedRanks:
+def start_ranks(ranks: int, script: Path, *arguments: str, scratch: Path, cwd: Path = CHECKOUT) -> Forked:
     """Fork ranks that run the script as the launcher's would."""
-    given = environment(scratch)
-    zygote, started_with = _zygote()
-    late = {name for name in given.keys() | started_with.keys() if name.startswith(READ_AT_START)}
-    assert all(given.get(name) == started_with.get(name) for name in late), f"use launch() to change one of {late}"
-    handle, output = tempfile.mkstemp(dir=given["TMPDIR"], suffix=".log")
-    os.close(handle)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
-    host = {"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": str(ranks)}
-    request = {
-        "ranks": ranks,
-        "script": str(script),
-        "arguments": arguments,
-        "environment": given | place | host,
-        "folder": str(cwd),
-        "output": output,
+    output = _empty_file()
+    told = environment(scratch) | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(ranks),
+        "CROSS_RANK": "0",
+        "CROSS_SIZE": "1",
+        "LOCAL_SIZE": str(ranks),
     }
-    return ForkedRanks(request, zygote)
+    return Forked(
+        [
+            {
+                "arguments": [str(script), f"--local_rank={rank}", *arguments],
+                "environment": told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                "folder": str(cwd),
+                "stdout": output,
+                "stderr": output,
+            }
+            for rank in range(ranks)
+        ]
+    )
 
 
 def fork_ranks(
@@ -124,27 +139,58 @@ def fork_ranks(
     return start_ranks(ranks, script, *arguments, scratch=scratch, cwd=cwd).wait(seconds)
 
 
+def fork_cavmae(*arguments: object, cwd: Path = CHECKOUT, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command `cavmae` with these arguments, as text; stdout and stderr apart."""
+    return fork_script(CAVMAE, *arguments, cwd=cwd, seconds=seconds)
+
+
+def fork_script(
+    script: Path, *arguments: object, cwd: Path = CHECKOUT, seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """What `python script arguments` would do in this environment, on one thread; stdout and stderr apart."""
+    process = {
+        "arguments": [str(script), *map(str, arguments)],
+        "environment": os.environ | CPU,
+        "folder": str(cwd),
+        "stdout": _empty_file(),
+        "stderr": _empty_file(),
+    }
+    return Forked([process]).wait(seconds)
+
+
+def _empty_file() -> str:
+    handle, name = tempfile.mkstemp(prefix="printed-")
+    os.close(handle)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return name
+
+
 @cache
-def _zygote() -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+def _fork_server() -> tuple[subprocess.Popen[bytes], dict[str, str]]:
     """One for the whole test process; it ends when this process does. And the environment that it was started in."""
-    given = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    zygote = subprocess.Popen(
-        [sys.executable, "-u", str(Path(__file__).with_name("zygote.py"))],
+    given = os.environ | CPU
+    server = subprocess.Popen(
+        [sys.executable, "-u", str(Path(__file__).with_name("fork_server.py"))],
         env=given, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
     )  # fmt: skip
-    return zygote, dict(given)
+    return server, dict(given)
 
 
-def _ask(zygote: subprocess.Popen[bytes], request: dict) -> dict:
-    assert zygote.stdin
-    zygote.stdin.write(json.dumps(request).encode() + b"\n")
-    return _answer(zygote)
+def _ask(processes: list[dict[str, Any]]) -> dict[str, Any]:
+    server, started_with = _fork_server()
+    for given in (process["environment"] for process in processes):
+        late = {name for name in given.keys() | started_with.keys() if name.startswith(READ_AT_START)}
+        changed = {name for name in late if given.get(name) != started_with.get(name)}
+        assert not changed, f"{changed} would be read too late: start a new process"
+    assert server.stdin
+    server.stdin.write(json.dumps(processes).encode() + b"\n")
+    return _answer()
 
 
-def _answer(zygote: subprocess.Popen[bytes]) -> dict:
-    assert zygote.stdout
-    line = zygote.stdout.readline()
-    assert line, "the process that forks ranks has ended; it says why on its standard error"
+def _answer() -> dict[str, Any]:
+    stdout = _fork_server()[0].stdout
+    line = stdout.readline() if stdout else b""
+    assert line, "the fork server has ended; it says why on its standard error"
     return json.loads(line)
 
 

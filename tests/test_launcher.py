@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launcher import fork_ranks, launch, start_ranks
+from tests.launcher import fork_cavmae, fork_ranks, launch, start_ranks
 
 TELL = """\
 import json, os, random, sys, tempfile, torch
@@ -60,6 +60,13 @@ def test_a_forked_rank_that_fails_ends_the_others_with_its_exit_code_and_traceba
     raises = script(tmp_path, "if rank: raise ValueError('no such thing')", "time.sleep(100)")
     finished = fork_ranks(2, raises, scratch=tmp_path)
     assert finished.returncode == 1 and "ValueError: no such thing" in finished.stdout
+
+
+def test_a_forked_command_says_what_it_says_to_a_user():
+    told = fork_cavmae("--help")
+    assert told.returncode == 0 and "prepare" in told.stdout and told.stderr == ""
+    refused = fork_cavmae("prepare", "no/such/folder", "--out", "nowhere")
+    assert refused.returncode == 2 and "no/such/folder" in refused.stderr and refused.stdout == ""
 
 
 def test_forked_ranks_can_be_watched_and_killed(tmp_path):

@@ -96,6 +96,8 @@ class Outcome(NamedTuple):
     seconds: float
     bytes: int
     """Of all ranks; 0 after a failure."""
+    sent: bool = False
+    """It is about the way to the bucket."""
 
 
 class Unheard(Exception):

@@ -36,9 +36,9 @@ def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers
         )
     if isinstance(cfg, RunConfig) and _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
         raise CheckpointError(
-            f"checkpoint {address!r} was trained by {manifest.ranks} ranks with every clip compared among "
-            f"{saved[_POOL]}, {numbers.ranks} ranks with train.micro_batch {cfg.train.micro_batch} compare it among "
-            f"{now[_POOL]}; {_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
+            f"checkpoint {address!r} has every clip compared among {saved[_POOL]}, this run (ranks: {numbers.ranks}, "
+            f"train.micro_batch: {cfg.train.micro_batch}) among {now[_POOL]}; "
+            f"{_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
         )
 
 
@@ -72,4 +72,4 @@ def _advice(cfg: RunConfig, ranks_before: int, ranks: int, pool: int) -> str:
     settings = [f"train.micro_batch: {micro}" for micro in fitting if _pool(cfg, ranks, micro, two_pass) == pool][:1]
     if not two_pass and _pool(cfg, ranks, cfg.train.micro_batch, True) == pool:
         settings.append("contrastive.two_pass: true")
-    return f"set {' or '.join(settings)}" if settings else f"start {ranks_before} ranks"
+    return f"set {' or '.join(settings)}" if settings else f"start it on as many ranks as before ({ranks_before})"

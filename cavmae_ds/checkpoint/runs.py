@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class Checkpoints:
         keep = Retention(cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
         self._uploads = Uploads(self._bucket, self._disk, world, keep) if self._bucket else None
         self._writer = Writer(self._disk, world, keep, self._uploads)
+        self._saved_step, self._saved_at = 0, time.monotonic()
         self._newest = 0
         """The newest step of which there is a checkpoint."""
         self._outcomes: list[Outcome] = []
@@ -68,39 +70,49 @@ class Checkpoints:
         if found:
             manifest, reader = found
             self._state.load(manifest, reader)
-            self._newest = manifest.step
+            self._newest = self._saved_step = manifest.step
             before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
             log.info("resumed from step %d (%s)", manifest.step, before)
         return self._newest
 
-    def due(self, step: int) -> bool:
-        """Whether to save after so many optimizer steps."""
-        return step % self._cfg.checkpoint.every_steps == 0
+    def overdue(self) -> bool:
+        """Whether this rank's clock asks for a save (checkpoint.every_minutes)."""
+        minutes = self._cfg.checkpoint.every_minutes
+        return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
+
+    def due(self, step: int, overdue: bool) -> bool:
+        """Whether to save after `step` optimizer steps. overdue: what was true on any rank one step before."""
+        return step % self._cfg.checkpoint.every_steps == 0 or (overdue and step > self._saved_step + 1)
 
     def save(self, step: int) -> None:
         """Save the state after `step` optimizer steps in the background; returns when it has been copied.
 
         A save that fails is reported by finished(), and training goes on.
         """
+        self._saved_step, self._saved_at = step, time.monotonic()
         self._writer.wait()  # the copies of the save before are written from the same memory
         self._writer.begin(step, self._state.pieces(), self._manifest(step))
 
-    def save_and_wait(self, step: int, upload_limit_s: float = UPLOAD_LIMIT_S) -> None:
-        """See to it that there is a checkpoint of this step, on the disk and in the bucket, before this returns.
+    def save_and_wait(self, step: int, last: bool = True) -> None:
+        """See to it that there is a checkpoint of this step on the disk. Raises CheckpointError if there is none.
 
-        Raises CheckpointError if there is none.
+        It should also get to the bucket: the last of a run must, one of a run that will go on has watch.grace_seconds.
         """
         if self._settled() != step:
             self.save(step)
             if self._settled() != step:
                 failure = self._outcomes[-1].failure
                 raise CheckpointError(f"the checkpoint of step {step} could not be saved: {failure}")
-        missing = self._uploads.wait(upload_limit_s) if self._uploads else ""
+        limit_s = UPLOAD_LIMIT_S if last else self._cfg.watch.grace_seconds / 2
+        missing = self._uploads.wait(limit_s) if self._uploads else ""
         if missing:
-            raise CheckpointError(
+            said = (
                 f"the checkpoint of step {step} is in {str(self._disk.root)!r}, but not in "
                 f"{self._cfg.checkpoint.address}: {missing}; the same command sends it"
             )
+            if last:
+                raise CheckpointError(said)
+            log.warning("%s", said)
 
     def finished(self) -> list[Outcome]:
         """Saves that have ended since this was last asked, and those that have come to the bucket."""

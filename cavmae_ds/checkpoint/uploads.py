@@ -117,7 +117,7 @@ class Uploads:
             talk.forget(self._keys(number))
         self.in_use = set()
         size = manifest.bytes if manifest and not failure else 0
-        self._outcomes.append(Outcome(step, failure, time.monotonic() - started, size))
+        self._outcomes.append(Outcome(step, failure, time.monotonic() - started, size, sent=True))
         with self._changed:
             self._failure, self._failures = failure, self._failures + 1 if failure else 0
             if manifest and not failure:

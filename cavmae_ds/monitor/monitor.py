@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
+from cavmae_ds.checkpoint.disk import Outcome
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.data.schema import Damage
@@ -21,7 +23,7 @@ from cavmae_ds.losses import ClassificationLosses, PretrainLosses
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
-from cavmae_ds.monitor.speed import OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
+from cavmae_ds.monitor.speed import GIB, OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
 from cavmae_ds.monitor.texts import environment, hyperparameters, texts, this_machine
 from cavmae_ds.optim import learning_rate_share
 from cavmae_ds.step import StepDone
@@ -54,8 +56,16 @@ class Monitor:
     make the same calls; the first one writes.
     """
 
-    def __init__(self, cfg: CommonConfig, numbers: CommonNumbers, world: World, step: int, engine: Any):
-        """step: optimizer steps already done."""
+    def __init__(
+        self,
+        cfg: CommonConfig,
+        numbers: CommonNumbers,
+        world: World,
+        step: int,
+        engine: Any,
+        saves: Callable[[], Iterable[Outcome]],
+    ):
+        """step: optimizer steps already done; saves: tells of checkpoints that ended since it was last asked."""
         self._cfg, self._numbers, self._world = cfg, numbers, world
         self._fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
         self._terms = torch.zeros(len(self._fields), device=world.device, dtype=torch.float64)
@@ -65,6 +75,8 @@ class Monitor:
         machines = from_all_ranks(this_machine(world))
         self._stragglers = Stragglers([machine.host for machine in machines])
         self._last_point = self._last_step = step
+        self._saves = saves
+        self._failed: Counter[str] = Counter()
         self._curves: Curves | None = None
         if world.is_first:
             self._curves = Curves(cfg.run_dir, step)
@@ -104,6 +116,7 @@ class Monitor:
         if self._norms and self._norms_due(step):
             self.draw(step, self._norms.read(float(done.grad_norm)))
         self._arm(step + 1)
+        self._draw_saves()
         every = self._cfg.monitor.pictures_every
         if self._curves and every and step % every == 0 and isinstance(self._cfg, RunConfig) and drawable(done.output):
             figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
@@ -129,6 +142,7 @@ class Monitor:
 
     def close(self) -> None:
         """Flush and end the progress line."""
+        self._draw_saves()
         self.event(self._last_step, "end" if self._last_step == self._numbers.total_steps else "stop")
         if self._curves:
             self._curves.close()
@@ -190,6 +204,16 @@ class Monitor:
         if "accuracy" in losses:
             return f"accuracy {losses['accuracy']:.0%}"
         return f"in-batch {losses['in_batch_accuracy']:.0%}"
+
+    def _draw_saves(self) -> None:
+        """How saves ended, at the step they are of; failures are counted from the start of this process."""
+        for outcome in self._saves():
+            kind = "checkpoint/upload_" if outcome.sent else "checkpoint/"
+            self._failed[kind] += bool(outcome.failure)
+            done = {f"{kind}seconds": outcome.seconds, f"{kind}gib": outcome.bytes / GIB}
+            self.draw(outcome.step, {f"{kind}failed": float(self._failed[kind])} | ({} if outcome.failure else done))
+            facts = {"failure": outcome.failure} if outcome.failure else {"seconds": round(outcome.seconds, 3)}
+            self.event(outcome.step, "upload" if outcome.sent else "checkpoint", **facts)
 
     def _arm(self, step: int) -> None:
         if self._norms:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NoReturn
 
 _ORDERLY_SECONDS = 5.0
+_WORKER_SECONDS = 1.0
 _leaving = threading.Lock()
 
 
@@ -56,6 +57,11 @@ def say(sentence: str) -> None:
         os.write(2, f"\n{sentence}\n".encode())  # the progress line may stand there, unfinished
 
 
+def leaving() -> bool:
+    """Whether a thread of this process is in leave(): what goes wrong in the others is of no interest any more."""
+    return _leaving.locked()
+
+
 def leave(code: int) -> NoReturn:
     """End this process from any thread, its loader workers and shared memory with it. The first caller's code counts.
 
@@ -73,9 +79,14 @@ def leave(code: int) -> NoReturn:
 
 
 def _clear_away() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()  # before the functions below wait for them; they hold nothing that anybody needs
-        worker.join()
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()  # before the functions below wait for them
+    for worker in workers:
+        worker.join(_WORKER_SECONDS)
+        if worker.is_alive():  # torch takes it for a mistake of the main thread that a worker is killed
+            worker.kill()
+            worker.join()
     atexit._run_exitfuncs()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,6 +20,7 @@ _MODULES = {"deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.dis
 _SCRIPT = "cavmae_ds/launching/host.py"
 _STARTED_BY_DEEPSPEED = "CROSS_RANK"
 """A variable that deepspeed.launcher.launch sets for its ranks."""
+_REPARENTED_S = 0.2
 
 
 def launchers() -> list[int]:
@@ -52,7 +56,15 @@ def stay_with_rank(_worker: int = 0) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="lineage", daemon=True).start()
+    rank, usual = os.getppid(), sys.excepthook
+
+    def unless_orphaned(*failure: Any) -> None:
+        time.sleep(_REPARENTED_S)  # when a process dies its connections break first
+        if os.getppid() == rank:
+            usual(*failure)
+
+    sys.excepthook = unless_orphaned  # a batch that was being handed over to a rank that died
+    threading.Thread(target=_end_with, args=(rank,), name="lineage", daemon=True).start()
 
 
 def _end_with(rank: int) -> None:

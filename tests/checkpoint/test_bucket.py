@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -14,7 +15,7 @@ from cavmae_ds.checkpoint.bucket import Bucket, open_bucket
 from cavmae_ds.checkpoint.folder import partial
 from cavmae_ds.checkpoint.retention import Retention
 from tests.checkpoint.test_saving import RANK_0, RANK_1, WORKER, both, two_ranks
-from tests.launcher import start_ranks
+from tests.launcher import PRETRAIN, fork_ranks, start_ranks
 from tests.s3_server import RestartableServer
 
 
@@ -118,7 +119,7 @@ def test_a_server_killed_while_a_checkpoint_is_sent_costs_nothing_but_time(serve
     assert open_bucket(address).steps() == [20, 30]
 
 
-def wait_for(condition) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -140,3 +141,31 @@ def test_half_sent_checkpoints_and_superseded_ones_are_removed(address, tmp_path
     assert sorted(bucket.thin_out(Retention(1), newest=40)) == [10, 30]
 
     assert (bucket.steps(), bucket.half_sent(), bucket.damaged()) == ([40], [50], [20])
+
+
+RUN = """\
+ds_config: ds_configs/zero2.json
+model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
+  decoder_num_heads: 2, image_size: 64, audio_frames: 112}}
+data: {{train: {shards}, workers: 0}}
+train: {{global_batch: 8, micro_batch: 4, steps: 12, precision: fp32}}
+checkpoint: {{address: "{address}", every_minutes: 0.005, keep_last: 9}}
+monitor: {{log_every: 1, pictures_every: 0}}
+"""
+
+
+def test_a_run_saves_by_the_clock_and_another_machine_has_the_end_of_it(address, tiny_shards, tmp_path, s3_server):
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(RUN.format(shards=tiny_shards, address=address))
+    finished = fork_ranks(2, PRETRAIN, str(run_file), f"run_dir={tmp_path / 'here'}", scratch=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    steps = [int(folder.name[5:]) for folder in whole_checkpoints(tmp_path / "here")]
+    assert len(steps) > 1 and steps[-1] == 12  # checkpoint.every_steps is a thousand
+    assert all(later - earlier > 1 for earlier, later in pairwise(steps[:-1]))
+    assert open_bucket(address).steps()[-1] == 12
+
+    finished = fork_ranks(2, PRETRAIN, str(run_file), f"run_dir={tmp_path / 'there'}", scratch=tmp_path)
+
+    assert finished.returncode == 0 and "resumed from step 12" in finished.stdout, finished.stdout
+    for path in (path for path in tmp_path.glob("*ere/**/*") if path.is_file()):
+        assert s3_server.secret_key.encode() not in path.read_bytes(), path

@@ -41,10 +41,9 @@ def test_ranks_may_change_when_a_clip_keeps_its_candidates():
 @pytest.mark.parametrize(
     ("micro_batch", "ranks", "now", "expected"),
     [
-        (2, 2, 1, "2 ranks with every clip compared among 4, 1 ranks with train.micro_batch 2 compare it among 2; set "
-                  "train.micro_batch: 4 or choose"),
-        (8, 2, 1, "set train.micro_batch: 16 or contrastive.two_pass: true or choose another run_dir"),
-        (1, 2, 4, "compare it among 4; start 2 ranks or choose another run_dir"),
+        (2, 2, 1, "this run (ranks: 1, train.micro_batch: 2) among 2; set train.micro_batch: 4 or choose"),
+        (8, 2, 1, "among 8; set train.micro_batch: 16 or contrastive.two_pass: true or choose another run_dir"),
+        (1, 2, 4, "among 4; start it on as many ranks as before (2) or choose another run_dir"),
     ],
 )  # fmt: skip
 def test_other_candidates_are_refused_with_the_settings_that_keep_them(micro_batch, ranks, now, expected):
@@ -62,7 +61,7 @@ def test_the_settings_that_are_named_are_accepted(micro, ranks, micro_now, ranks
         now = run({"micro_batch": micro_now}, contrastive={"negatives": negatives, "two_pass": two_now})
         resume(before, ranks, now, ranks_now)
     except CheckpointError as refusal:
-        if advised := re.search(r"train\.micro_batch: (\d+)", str(refusal)):
+        if advised := re.search(r"set train\.micro_batch: (\d+)", str(refusal)):
             contrastive = {"negatives": negatives, "two_pass": two_now}
             resume(before, ranks, run({"micro_batch": int(advised[1])}, contrastive=contrastive), ranks_now)
         if "contrastive.two_pass: true" in str(refusal):

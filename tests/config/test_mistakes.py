@@ -62,6 +62,7 @@ MISTAKES = {
         ["watch.stuck_seconds=300"], ["watch.stuck_seconds", "data.timeout_seconds = 300", "got 300"],
     ),
     "no data": (["data.train="], ["data.train"]),
+    "checkpoints in a whole bucket": (["checkpoint.address=s3://mine"], ["s3://bucket/prefix", "got 's3://mine'"]),
     "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),
     "unknown kind of address": (["data.train=ftp://host/shards"], ["ftp://host/shards", "s3://"]),
     "frames of another size": (["model.image_size=96"], ["64 pixels", "model.image_size", "96"]),

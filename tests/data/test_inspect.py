@@ -5,10 +5,7 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sysconfig
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +22,8 @@ from cavmae_ds.data.schema import ClipFlag, audio_of, frame_jpeg
 from cavmae_ds.data.settings import BuildSettings
 from cavmae_ds.data.store import open_store
 from tests.data.official_files import OfficialFolder, sound
+from tests.launcher import fork_cavmae
 
-CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
 EVIL = "<script>alert(1)</script>"
 
 
@@ -186,8 +183,7 @@ def test_a_bucket_is_inspected_without_fetching_its_shards(shards, s3_bucket, tm
 def test_the_command_shows_tables_writes_the_page_and_ends_with_4_when_files_are_bad(copied, tmp_path):
     (copied / "part-00002" / "shard.00000.mds").unlink()
 
-    command = [CAVMAE, "inspect", copied, "--out", tmp_path / "sub" / "report.png", "--clips", "2"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    done = fork_cavmae("inspect", copied, "--out", tmp_path / "sub" / "report.png", "--clips", "2")
 
     assert done.returncode == 4, done.stderr
     assert done.stderr == "cavmae: part-00002/shard.00000.mds is missing\n"

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,15 +26,10 @@ from cavmae_ds.data.settings import BuildSettings
 from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import DataError, UserError
 from tests.data.official_files import OfficialFolder, make_digits, official_clips, sound
+from tests.launcher import fork_cavmae
 
-CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
 SMALL = BuildSettings(frame_size=64, inputs_per_part=16)
 CLASSES = Classes(("/m/a", "/m/b", "/t/c"), ("Dog", "Cat, small", "Rain"))
-
-
-def run_cavmae(*arguments):
-    command = [CAVMAE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def clips_in(out):
@@ -132,7 +125,7 @@ def test_exported_files_are_what_the_official_loader_expects(made_shards, tmp_pa
     (tmp_path / "ids.txt").write_text("\ufeff" + "\n".join(wanted) + "\n", encoding="utf-8")
 
     # When they are written
-    done = run_cavmae("create-official", made_shards, "--out", tmp_path / "out", "--ids", tmp_path / "ids.txt")
+    done = fork_cavmae("create-official", made_shards, "--out", tmp_path / "out", "--ids", tmp_path / "ids.txt")
 
     # Then a reader that knows only the official layout finds them, with the official weights of the whole data set
     assert done.returncode == 0, done.stderr
@@ -184,7 +177,7 @@ def test_each_bad_clip_is_rejected_by_name_and_the_good_ones_stay(folder, tmp_pa
 
     # When they are imported
     arguments = ("--label-csv", label_csv, "--out", tmp_path / "out", "--frame-size", 64, "--max-bad", 0.9)
-    done = run_cavmae("import-official", listing, *arguments)
+    done = fork_cavmae("import-official", listing, *arguments)
 
     # Then each reason is told
     assert done.returncode == 0, done.stderr

@@ -8,12 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from contextlib import contextmanager, suppress
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,14 +30,9 @@ from tests.data.media_files import (
     tone,
     write_media,
 )
+from tests.launcher import CAVMAE, fork_cavmae
 
-CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
 SMALL = PrepareSettings(frame_size=72, inputs_per_part=4)
-
-
-def run_cavmae(*arguments):
-    command = [CAVMAE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def clips_in(out):
@@ -106,9 +99,9 @@ def test_good_videos_become_clips_and_each_bad_one_is_named_with_its_reason(tmp_
     first.rename(folder / "-a 'so called' \"name\".mp4")
 
     # When they are prepared
-    refused = run_cavmae("prepare", folder, "--out", out, "--workers", 2)
+    refused = fork_cavmae("prepare", folder, "--out", out, "--workers", 2)
     unpublished = not (out / "index.json").exists()
-    accepted = run_cavmae("prepare", folder, "--out", out, "--workers", 2, "--max-bad", 0.5)
+    accepted = fork_cavmae("prepare", folder, "--out", out, "--workers", 2, "--max-bad", 0.5)
 
     # Then half of the inputs is too many to lose unasked, and enough when asked for
     assert refused.returncode == 3, refused.stderr
@@ -299,10 +292,10 @@ def test_a_name_that_is_not_utf8_is_reported_in_readable_form(tmp_path, six_vide
 def test_made_up_videos_become_train_and_eval_shards_that_share_class_numbers(tmp_path):
     made = tmp_path / "made"
     shape = ("--clips", 10, "--classes", 4, "--size", 64, "--seconds", 1.2)
-    results = [run_cavmae("synthesize", "--out", made, *shape)]
+    results = [fork_cavmae("synthesize", "--out", made, *shape)]
     for name in ("train", "eval"):
         options = ("--classes", made / "classes.txt", "--frame-size", 64)
-        results.append(run_cavmae("prepare", made / f"{name}.csv", "--out", tmp_path / name, *options))
+        results.append(fork_cavmae("prepare", made / f"{name}.csv", "--out", tmp_path / name, *options))
 
     assert [result.returncode for result in results] == [0, 0, 0], results
     names = (made / "classes.txt").read_text().split()
@@ -336,8 +329,8 @@ def test_an_interrupted_command_ends_at_once_and_leaves_no_process(tmp_path, six
 
 
 def test_the_command_line_says_what_must_change_in_one_sentence(tmp_path):
-    missing = run_cavmae("prepare", tmp_path / "nowhere", "--out", tmp_path / "out")
-    no_classes = run_cavmae("prepare", tmp_path, "--out", tmp_path / "out", "--classes", tmp_path / "no.txt")
+    missing = fork_cavmae("prepare", tmp_path / "nowhere", "--out", tmp_path / "out")
+    no_classes = fork_cavmae("prepare", tmp_path, "--out", tmp_path / "out", "--classes", tmp_path / "no.txt")
 
     for result, words in ((missing, "neither a folder"), (no_classes, "--classes")):
         assert result.returncode == 2

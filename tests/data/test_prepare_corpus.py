@@ -7,7 +7,8 @@ from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.data.schema import ClipFlag, audio_of, frame_of
 from cavmae_ds.data.settings import PrepareSettings
 from tests.data.nasty_corpus import write_corpus
-from tests.data.test_prepare import clips_in, rejections_in, run_cavmae
+from tests.data.test_prepare import clips_in, rejections_in
+from tests.launcher import fork_cavmae
 
 SHORT = ClipFlag.SHORT
 OUTCOMES = {
@@ -73,7 +74,7 @@ def outcomes_in(out):
 def test_every_input_of_the_corpus_has_its_own_outcome(tmp_path, corpus):
     options = ("--frame-size", 64, "--workers", 2, "--time-limit", 6, "--max-bad", 0.9)
 
-    result = run_cavmae("prepare", corpus, "--out", tmp_path, *options)
+    result = fork_cavmae("prepare", corpus, "--out", tmp_path, *options)
 
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

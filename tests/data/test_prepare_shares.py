@@ -22,7 +22,8 @@ from cavmae_ds.data.settings import PrepareSettings
 from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import ConfigError, DataError
 from tests.data.media_files import numbered_video
-from tests.data.test_prepare import clips_in, contents, group_is_alive, run_cavmae, wait_for
+from tests.data.test_prepare import clips_in, contents, group_is_alive, wait_for
+from tests.launcher import fork_cavmae
 
 SMALL = PrepareSettings(frame_size=32, inputs_per_part=2)
 
@@ -134,8 +135,8 @@ def test_the_same_share_is_refused_while_it_is_being_built_and_another_is_not(tm
 def test_the_command_says_in_one_line_what_other_shares_still_owe(tmp_path, labelled):
     options = ("--out", tmp_path / "out", "--frame-size", 32, "--workers", 1)
 
-    wrong = run_cavmae("prepare", labelled, *options, "--shard", "3/2")
-    idle = run_cavmae("prepare", labelled, *options, "--shard", "2/2")  # all 60 inputs are in the first part
+    wrong = fork_cavmae("prepare", labelled, *options, "--shard", "3/2")
+    idle = fork_cavmae("prepare", labelled, *options, "--shard", "2/2")  # all 60 inputs are in the first part
 
     assert wrong.returncode == 2
     assert wrong.stderr == "cavmae: error: --shard must be i/n with 1 <= i <= n, for example 3/8, got '3/2'\n"

@@ -1,9 +1,6 @@
 """Statistics of the log-mel are those of all its values, whoever computes them."""
 
 import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +13,9 @@ from cavmae_ds.data.spectrogram import LogMel
 from cavmae_ds.data.statistics import LogMelStatistics, clip_sums
 from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import DataError
+from tests.launcher import fork_cavmae
 
-CAVMAE = Path(sysconfig.get_path("scripts")) / "cavmae"
 CPU = torch.device("cpu")
-
-
-def run_stats(*arguments):
-    command = [CAVMAE, "stats", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +82,7 @@ def test_the_command_shows_stores_and_offers_the_numbers(tmp_path, tiny_shards):
     first, second = (shutil.copytree(tiny_shards, tmp_path / name) for name in ("first", "second"))
     (second / "stats.json").mkdir()  # cannot be written
 
-    done = run_stats(first, second, "--device", "cpu", "--workers", 1)
+    done = fork_cavmae("stats", first, second, "--device", "cpu", "--workers", 1)
 
     assert done.returncode == 0, done.stderr
     stored = LogMelStatistics.model_validate_json((first / "stats.json").read_bytes())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -20,7 +17,7 @@ from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
 from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips
 from tests.data.small_shards import small_shards
-from tests.launcher import fork_ranks
+from tests.launcher import fork_ranks, fork_script
 
 WORKER = Path(__file__).with_name("stream_worker.py")
 STEPS = 7  # the 24 clips make 3 steps an epoch: this reaches into the third
@@ -128,8 +125,11 @@ def test_evaluation_on_several_ranks_and_workers_reads_every_clip_once(workers, 
     assert sorted(seen) == list(range(24))
 
 
-def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a_longer_one_is_refused():
-    script = (
+def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a_longer_one_is_refused(
+    tmp_path, monkeypatch
+):
+    script = tmp_path / "script.py"
+    script.write_text(
         "import torch; from torch.utils.data import DataLoader; "
         "from cavmae_ds.data.stream import check_temporary_folder; check_temporary_folder(1); "
         "print(len(list(DataLoader(torch.zeros(4, 2), num_workers=1, timeout=20))))"
@@ -139,10 +139,8 @@ def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a
         longest = Path(short, "x" * (LONGEST_TEMPORARY_FOLDER - len(short) - 1))
         for folder in (longest, Path(f"{longest}x")):
             folder.mkdir()
-            environment = os.environ | {"TMPDIR": str(folder)}
-            results.append(
-                subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-            )
+            monkeypatch.setenv("TMPDIR", str(folder))
+            results.append(fork_script(script))
 
     assert results[0].stdout == "4\n", results[0].stderr
     assert "set TMPDIR to a shorter one" in results[1].stderr

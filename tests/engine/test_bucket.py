@@ -19,7 +19,7 @@ from cavmae_ds.data.store import open_store
 from cavmae_ds.evaluate.curves import read_curves
 from cavmae_ds.model.cavmae import CAVMAE
 from tests.data.small_shards import small_shards
-from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks
+from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_cavmae, fork_ranks
 from tests.s3_server import RestartableServer
 
 RUN = """\
@@ -69,10 +69,7 @@ def test_two_ranks_pretrain_in_bf16_from_a_bucket_and_show_what_they_do(stage, b
     model = CAVMAE(ModelConfig(**_sizes()))
     model.load_state_dict(read_weights(run_dir), strict=True)
 
-    shown = subprocess.run(
-        ["cavmae", "evaluate", str(run_dir), "--data", bucket_shards],
-        env=environment(tmp_path), cwd=CHECKOUT, capture_output=True, text=True,
-    )  # fmt: skip
+    shown = fork_cavmae("evaluate", run_dir, "--data", bucket_shards)
     assert shown.returncode == 0, shown.stderr
     assert "retrieval among 24 clips" in shown.stdout
     (fetched,) = (tmp_path / "cache").iterdir()  # a folder of this address alone: training and evaluation share it

@@ -63,6 +63,7 @@ def test_event_files_hold_every_curve_without_gaps_a_picture_that_decodes_and_th
                 "data/bad_clips", "norm_weight/blocks_a.0", "norm_gradient/blocks_u.0"):  # fmt: skip
         assert sorted(curves[tag]) == [1, 2, 3], tag
     assert sorted(curves["validation/total"]) == [2, 3]
+    assert curves["checkpoint/failed"] == {2: 0.0, 3: 0.0} and sorted(curves["checkpoint/seconds"]) == [2, 3]
     assert sorted(curves["probe/audio_to_image_recall_at_1"]) == [3]
     pictures = events.Images("reconstructions")
     assert [picture.step for picture in pictures] == [2]

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
+from tests.data.small_shards import small_shards
 from tests.engine.test_survival import RUN, curves, rank_process
-from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks
+from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -54,29 +55,18 @@ class Running:
 
     def await_steps(self) -> None:
         """Until there is a new checkpoint and training has gone on."""
-        self.until(lambda: newest(self.run_dir) > self._began_with)
+        until(lambda: newest(self.run_dir) > self._began_with, lambda: self.printed)
         self.processes += self.processes[0].children(recursive=True)
         assert len(self.processes) >= 6  # runner, launcher, two ranks, a loader worker of each
-
-    def until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not happened():
-            assert time.monotonic() < deadline, self.printed
-            time.sleep(0.01)
 
     def end(self, seconds: float) -> int:
         """The exit code of the outer process, when all are gone: processes, shared memory."""
         returncode = self.outer.wait(timeout=60)
         _, alive = psutil.wait_procs(self.processes[1:], timeout=seconds)
         assert not alive, f"{alive}\n{self.printed}"
-        assert not self.shared_memory()
+        assert not shared_memory(self._environment["TMPDIR"])
         assert "Traceback" not in re.sub(r"(?s)Traceback.*?runner\.py.*?KeyboardInterrupt", "", self.printed)
         return returncode
-
-    def shared_memory(self) -> list[str]:
-        """Names in shared memory that belong to this run: its ranks' owner files say which temporary folder it has."""
-        owners = [path for path in SHARED_MEMORY.glob("*_owner_*") if path.read_text() == self._environment["TMPDIR"]]
-        return [path.name for owner in owners for path in SHARED_MEMORY.glob(f"{owner.name.partition('_')[0]}_*")]
 
 
 @contextmanager
@@ -96,6 +86,19 @@ def running(run_file: Path, run_dir: Path, *overrides: str) -> Iterator[Running]
 def newest(run_dir: Path) -> int:
     """Steps in the newest checkpoint, or 0."""
     return int(whole_checkpoints(run_dir)[-1].name.removeprefix("step-")) if whole_checkpoints(run_dir) else 0
+
+
+def until(happened: Callable[[], bool], printed: Callable[[], str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, printed()
+        time.sleep(0.01)
+
+
+def shared_memory(temporary_folder: str) -> list[str]:
+    """Names in shared memory of the runs with this temporary folder: the files of their ranks say which it is."""
+    owners = [path for path in SHARED_MEMORY.glob("*_owner_*") if path.read_text() == temporary_folder]
+    return [path.name for owner in owners for path in SHARED_MEMORY.glob(f"{owner.name.partition('_')[0]}_*")]
 
 
 def sigterm_to_the_outer_process(run: Running) -> None:
@@ -151,9 +154,49 @@ def test_a_rank_that_freezes_for_good_is_named_and_ended_by_the_other_and_nothin
         time.sleep(2)
         run.rank(1).resume()  # soon enough: nobody minds
         thawed = newest(run_dir)
-        run.until(lambda: newest(run_dir) > thawed + 4)
+        until(lambda: newest(run_dir) > thawed + 4, lambda: run.printed)
         run.rank(1).suspend()
         frozen = time.monotonic()
         returncode = run.end(seconds=15)
-        assert time.monotonic() - frozen < 15
+        assert time.monotonic() - frozen < 25
     assert returncode in (69, 256 - signal.SIGKILL)  # of the other rank or of the one it had to kill
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_named_by_the_other_within_seconds(rank, run_file):
+    run_dir = run_file.parent / f"killed-{rank}"
+    ranks = start_ranks(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", "train.steps=2000", scratch=run_file.parent)
+    try:
+        until(lambda: newest(run_dir) > 0, lambda: ranks.printed)
+        workers = psutil.Process(ranks.pids[rank]).children(recursive=True)
+        assert workers
+    finally:
+        os.kill(ranks.pids[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        finished = ranks.wait(60)
+    assert time.monotonic() - killed < 20
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+    said = [line for line in finished.stdout.splitlines() if line.startswith("rank ")]
+    assert len(said) == 1, finished.stdout
+    gone = rf"rank {rank} \(host \S+, step \d+, .*\) gave no sign of life for \d s"
+    assert re.fullmatch(f"rank {1 - rank}: {gone}", said[0]), said
+    assert "Traceback" not in finished.stdout
+    assert not shared_memory(environment(run_file.parent)["TMPDIR"])
+
+
+def test_what_one_rank_alone_stops_for_is_repeated_by_the_other_and_ends_both(run_file, tiny_shards, tmp_path):
+    def no_frames(number: int, record: dict) -> None:
+        if number == 5:
+            record["frames"] = bytes(len(record["frames"]))
+
+    shards = small_shards(tiny_shards, tmp_path / "shards", range(24), shard_clips=24, change=no_frames)
+    finished = fork_ranks(
+        2, PRETRAIN, str(run_file), f"run_dir={tmp_path}/run", f"data.train={shards}", "data.on_bad_clip=fail",
+        scratch=run_file.parent,
+    )  # fmt: skip
+    assert finished.returncode == 2, finished.stdout
+    speaker, sentence = re.findall(r"pretrain: error: rank (\d): (.*on_bad_clip is fail\))", finished.stdout)[0]
+    other = 1 - int(speaker)
+    repeated = rf"\nrank {other}: rank {speaker} \(host \S+, step \d+, .*\) stopped: {re.escape(sentence)}\n"
+    assert re.search(repeated, finished.stdout), finished.stdout
+    assert "Traceback" not in finished.stdout and not shared_memory(environment(run_file.parent)["TMPDIR"])

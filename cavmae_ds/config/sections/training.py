@@ -109,6 +109,8 @@ class CheckpointConfig(Section):
     background, and a start takes the newest of both. Empty: the run folder only, which all hosts must then share."""
     every_steps: Positive = 1000
     """Optimizer steps between checkpoints; the last step is always saved."""
+    every_minutes: Weight = 0.0
+    """And a checkpoint when there was none for so long; 0: by steps alone."""
     keep_last: Positive = 2
     """Checkpoints kept; older ones are removed after a new one is whole."""
     keep_every: Annotated[int, Field(ge=0)] = 0

@@ -1,7 +1,8 @@
-"""Forks ranks from one process that has imported everything; tests/launcher.py starts it and talks to it.
+"""Forks processes from one that has imported everything; tests/launcher.py starts it and talks to it.
 
-Requests come through stdin, one JSON object a line. Each is answered with two lines: {"pids": [...]} at once, and
-{"returncode": ...} when all ranks have ended. It ends with its stdin, and its ranks with it.
+Requests come through stdin, one JSON object a line: a list of processes, each with its "arguments" (first the script),
+"environment", "folder", and the files for its "stdout" and "stderr". Each is answered with two lines: {"pids": [...]}
+at once, and {"returncode": ...} when all have ended. It ends with its stdin, and what it has forked with it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ END_S = 30.0
 
 
 def import_everything() -> None:
-    """What takes a rank its first seconds."""
+    """What takes a process its first seconds."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     for name in (
         "cavmae_ds.launched",
@@ -40,25 +41,24 @@ def import_everything() -> None:
         "torch.utils.tensorboard",
     ):
         importlib.import_module(name)
-    gc.freeze()  # else each rank looks through half a million objects when it ends: two seconds
+    gc.freeze()  # else each process looks through half a million objects when it ends: two seconds
 
 
 def serve() -> dict[str, Any] | None:
-    """Answer requests until there are no more: None. In a forked rank, return the request instead."""
+    """Answer requests until there are no more: None. In a forked process, return what was asked of it instead."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed while importing is no answer
     import_everything()
     while line := sys.stdin.readline():
-        request = json.loads(line)
         assert len(list(Path("/proc/self/task").iterdir())) == 1, "only a process of one thread may be forked"
         pids: list[int] = []
-        for rank in range(request["ranks"]):
+        for process in json.loads(line):
             pid = os.fork()
             if not pid:
                 answers.close()
-                become(rank, request)
-                return request
-            os.setpgid(pid, pid)  # here and in the rank, whoever is first
+                become(process)
+                return process
+            os.setpgid(pid, pid)  # here and in the forked one, whoever is first
             pids.append(pid)
         print(json.dumps({"pids": pids}), file=answers, flush=True)
         try:
@@ -69,26 +69,24 @@ def serve() -> dict[str, Any] | None:
     return None
 
 
-def become(rank: int, request: dict[str, Any]) -> None:
-    """Make this forked process what the launcher would have started."""
+def become(process: dict[str, Any]) -> None:
+    """Make this forked process what a new one would be before it runs its script."""
     os.setpgid(0, 0)
     os.environ.clear()
-    local = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ.update(request["environment"] | local)
-    os.chdir(request["folder"])
-    output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(output, stream.fileno())
+    os.environ.update(process["environment"])
+    os.chdir(process["folder"])
+    for stream, path in ((sys.stdout, process["stdout"]), (sys.stderr, process["stderr"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream.fileno())
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
-    sys.argv = [request["script"], f"--local_rank={rank}", *request["arguments"]]
-    sys.path[0] = str(Path(request["script"]).parent)
+    sys.argv = process["arguments"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
     tempfile.tempdir = None  # found anew from TMPDIR
     np.random.seed()  # a new process draws numbers of its own; Python's random sees to it by itself
     torch.seed()
 
 
 def wait(pids: list[int]) -> int:
-    """Until all ranks have ended: 0, or what the first one to fail left with; the others are then ended."""
+    """Until all have ended: 0, or what the first one to fail left with; the others are then ended."""
     alive, returncode, ends = set(pids), 0, []
     while alive:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -101,19 +99,19 @@ def wait(pids: list[int]) -> int:
             continue
         if ends and time.monotonic() > ends[0][0]:
             signal_all(alive, ends.pop(0)[1])
-        if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks while ranks run: whoever would is gone
+        if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks while something runs: whoever would is gone
             sys.exit(1)
     return returncode
 
 
-def signal_all(ranks: list[int] | set[int], number: int) -> None:
-    """To ranks and to the workers they have started."""
-    for pid in ranks:
+def signal_all(pids: list[int] | set[int], number: int) -> None:
+    """To forked processes and to the workers they have started."""
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
 
 
 if __name__ == "__main__":
-    request = serve()
-    if request:
-        runpy.run_path(request["script"], run_name="__main__")
+    process = serve()
+    if process:
+        runpy.run_path(process["arguments"][0], run_name="__main__")
