@@ -40,7 +40,7 @@ class PooledFeatures(nn.Module):
         self.model = model
         for name, parameter in model.named_parameters():
             if in_decoder(name) or name.startswith("mlp_head") or not is_reached(name, ("a", "v"), ("a", "v")):
-                parameter.data = parameter.new_empty(0)  # what the graph has no use for need not be stored
+                parameter.data = parameter.new_zeros(1)  # what the graph has no use for need not be stored
 
     def forward(self, audio: Tensor, images: Tensor | None = None) -> tuple[Tensor, ...]:
         """[B, D] for each modality that the model has."""

@@ -52,8 +52,8 @@ assert not any(name.startswith("cavmae_ds") for name in sys.modules)
 def test_a_graph_runs_without_our_code_on_any_number_of_clips(official, tmp_path):
     said = run(official, "--out", tmp_path / "encoder.pt2", "--heads", 4, "--decoder-heads", 4)
     assert "its embeddings differ from the model's by at most" in said
-    encoder = [t.numel() for name, t in small_model("pretrain").state_dict().items() if not in_decoder(name)]
-    assert (tmp_path / "encoder.pt2").stat().st_size < 4 * sum(encoder) + 300_000, "the decoder stays behind"
+    kept = torch.export.load(tmp_path / "encoder.pt2").state_dict
+    assert all(t.numel() == 1 for name, t in kept.items() if in_decoder(name.removeprefix("model.")))
     inputs = clips(count=5)
     torch.save(inputs, tmp_path / "inputs.pt")
     files = [str(tmp_path / name) for name in ("encoder.pt2", "inputs.pt", "embeddings.pt")]
