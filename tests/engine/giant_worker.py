@@ -1,7 +1,8 @@
-"""Started on every rank by the deepspeed launcher: what a rank holds of a model made in shards, and how it trains."""
+"""Run by every rank: what a rank holds of a model made in shards, and how it trains."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -31,6 +32,10 @@ SMALL = {
     "embed_dim": 32, "num_heads": 4, "modality_specific_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1,
     "decoder_num_heads": 2, "image_size": 64, "audio_frames": 64,
 }  # fmt: skip
+
+
+M_MMAP_THRESHOLD = -3
+"""Of malloc.h."""
 
 
 def run_config(ranks: int, fragment: str, precision: str, model: dict) -> RunConfig:
@@ -86,6 +91,7 @@ def plain_model(cfg: RunConfig) -> CAVMAE:
 
 def main() -> None:
     world = open_world()
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # freed tensors leave the process, so that its peak tells
     folder = Path(sys.argv[-1])
     (folder / f"memory-{world.rank}.json").write_text(json.dumps(memory(world)))
     results = {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.giant_worker import SHARDED
-from tests.launcher import launch
+from tests.launcher import fork_ranks
 
 WORKER = Path(__file__).with_name("giant_worker.py")
 RANKS = 4
@@ -18,9 +18,7 @@ RANKS = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("giant")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # freed tensors leave the process, so that its peak tells
-        finished = launch(RANKS, WORKER, str(folder), scratch=folder)
+    finished = fork_ranks(RANKS, WORKER, str(folder), scratch=folder)
     assert finished.returncode == 0, finished.stdout
     return folder
 

@@ -89,11 +89,13 @@ class Host:
             )  # fmt: skip
 
     def processes(self) -> list[psutil.Process]:
-        """What runs here, but for the SSH server and its sessions."""
+        """What runs here, each with its command line in `info`, but for the SSH server and its sessions."""
         return [
             process
-            for process in psutil.process_iter()
-            if _namespace(process.pid) == _namespace(self.first.pid) and not _is_sshd(process)
+            for process in psutil.process_iter(["name", "cmdline", "status"])
+            if _namespace(process.pid) == _namespace(self.first.pid)
+            and process.info["name"] != "sshd"
+            and process.info["status"] != psutil.STATUS_ZOMBIE
         ]
 
     def shared_memory(self) -> list[str]:
@@ -186,10 +188,3 @@ def _namespace(pid: int) -> str | None:
         return str(Path(f"/proc/{pid}/ns/pid").readlink())
     except OSError:  # ended meanwhile
         return None
-
-
-def _is_sshd(process: psutil.Process) -> bool:
-    try:
-        return process.name() == "sshd"
-    except psutil.NoSuchProcess:
-        return True

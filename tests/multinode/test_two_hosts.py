@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cavmae_ds.checkpoint import whole_checkpoints
@@ -15,7 +16,8 @@ from tests.multinode.hosts import Host, two_hosts, wait_until, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-STEPS, SILENCE_S = 20, 5
+STEPS, SILENCE_S = 20, 8
+TO_END_S = 20  # from noticing to the end of all processes
 RUN = """\
 ds_config: ds_configs/zero2.json
 model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, decoder_embed_dim: 16, decoder_depth: 1,
@@ -26,7 +28,7 @@ optim: {{learning_rate: 1e-3, warmup_clips: 24, clip_grad_norm: 1.0}}
 train: {{global_batch: 8, micro_batch: 2, steps: {steps}, precision: fp32}}
 checkpoint: {{every_steps: 4}}
 monitor: {{log_every: 1, pictures_every: 0}}
-watch: {{silence_seconds: {silence_s}}}
+watch: {{silence_seconds: 60}}
 """
 VARIABLES = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
@@ -41,7 +43,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 def folder(tmp_path_factory, tiny_shards) -> Path:
     """A run file, and hostfiles with one and two places on each host."""
     folder = tmp_path_factory.mktemp("nodes")
-    (folder / "run.yaml").write_text(RUN.format(shards=tiny_shards, steps=STEPS, silence_s=SILENCE_S))
+    (folder / "run.yaml").write_text(RUN.format(shards=tiny_shards, steps=STEPS))
     for slots in (1, 2):
         (folder / f"hostfile-{slots}").write_text(f"node-a slots={slots}\nnode-b slots={slots}\n")
     return folder
@@ -71,8 +73,12 @@ def saved(run_dir: Path) -> list[str]:
     return [folder.name for folder in whole_checkpoints(run_dir)]
 
 
+def ranks(host: Host) -> list[psutil.Process]:
+    return [process for process in host.processes() if str(PRETRAIN) in (process.info["cmdline"] or [])[:3]]
+
+
 def assert_nothing_left(host: Host) -> None:
-    assert [process.cmdline() for process in host.processes()] == []
+    assert [process.info["cmdline"] for process in host.processes()] == []
     assert host.shared_memory() == []
 
 
@@ -82,13 +88,12 @@ def test_deepspeed_on_two_hosts_goes_on_when_the_link_comes_back_after_ten_secon
     (folder / "deepspeed_env").write_text("DS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
     started = a.start(
         "deepspeed", "--hostfile", str(folder / "hostfile-1"), str(PRETRAIN),
-        str(folder / "run.yaml"), f"run_dir={run_dir}", "watch.silence_seconds=30",
+        str(folder / "run.yaml"), f"run_dir={run_dir}",
         log=folder / "pdsh.log", DS_ENV_FILE=str(folder / "deepspeed_env"),
     )  # fmt: skip
     wait_until(lambda: bool(saved(run_dir)) or started.poll() is not None, 200, "no checkpoint")
     a.set_link("down")
-    ranks = [process for process in b.processes() if str(PRETRAIN) in process.cmdline()]
-    assert {process.environ()["OMP_NUM_THREADS"] for process in ranks} == {"1"}  # .deepspeed_env has come along
+    assert {rank.environ()["OMP_NUM_THREADS"] for rank in ranks(b)} == {"1"}  # .deepspeed_env has come along
     time.sleep(2)
     before = saved(run_dir)
     time.sleep(8)
@@ -114,3 +119,42 @@ def test_cavmae_launch_trains_on_two_ranks_of_each_of_two_hosts(hosts, folder, o
     assert_same_losses(run_dir, one_host)
     for host in hosts:
         assert_nothing_left(host)
+
+
+def test_a_link_that_is_gone_for_good_ends_both_sides_and_one_host_goes_on(hosts, folder, one_host):
+    # Given a run on two hosts, each with a log of its own, that has saved something
+    silence = f"watch.silence_seconds={SILENCE_S}"
+    run_dir, logs = folder / "cut", [folder / "cut-a.log", folder / "cut-b.log"]
+    started = [
+        host.start(
+            "torchrun", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={number}", "--master_addr=node-a",
+            "--master_port=29500", str(PRETRAIN), str(folder / "run.yaml"), f"run_dir={run_dir}", silence,
+            log=logs[number], **VARIABLES,
+        )
+        for number, host in enumerate(hosts)
+    ]  # fmt: skip
+    wait_until(lambda: bool(saved(run_dir)) or any(one.poll() is not None for one in started), 200, "no checkpoint")
+    # When the link is cut
+    hosts[0].set_link("down")
+    try:
+        # Then both sides end in time and say whom they miss, and nothing stays behind
+        wait_until(lambda: not any(map(ranks, hosts)), SILENCE_S + TO_END_S, "ranks that wait for ever")
+        for one in started:
+            assert one.wait(60) != 0
+        for log, missing in zip(logs, ("rank 0: rank 1 (host node-b", "rank 1: rank 0 (host node-a"), strict=True):
+            assert missing in log.read_text()
+        for host in hosts:
+            assert_nothing_left(host)
+        assert f"step-{STEPS:08d}" not in saved(run_dir)
+        # And one host goes on alone with the same global batch
+        log = folder / "alone.log"
+        alone = hosts[0].start(
+            "cavmae", "launch", str(folder / "run.yaml"), f"run_dir={run_dir}", silence,
+            "--hostfile", str(folder / "hostfile-1"), "--min-hosts", "1", log=log, **VARIABLES,
+        )  # fmt: skip
+        assert alone.wait(240) == 0, log.read_text()
+        assert "launch: node-b does not answer: " in log.read_text()
+        assert "launch: 1 host x 1 rank: node-a\n" in log.read_text()
+        assert_same_losses(run_dir, one_host)
+    finally:
+        hosts[0].set_link("up")
