@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlparse
@@ -172,15 +171,15 @@ def open_bucket(address: str) -> Bucket:
 
 def patiently(work: Callable[[], Result], what: str) -> Result:
     """Try again after longer and longer pauses while the bucket does not answer. Raises the last DataError."""
-    started = time.monotonic()
-    for attempt in count(1):
+    started, attempt = time.monotonic(), 0
+    while True:
         try:
             return work()
         except DataError as error:
+            attempt += 1
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
             hopeless = is_final(error.__cause__) and attempt >= FINAL_ATTEMPTS
             if hopeless or time.monotonic() - started + pause_s > PATIENCE_S:
                 raise
             log.warning("%s failed (%s), next attempt in %.1f s", what, error, pause_s)
             time.sleep(pause_s)
-    raise AssertionError("unreachable")

@@ -83,7 +83,7 @@ def convert(
     """Write the weights of a checkpoint as one file, whole, in float32, under the official names.
 
     Of a run the newest checkpoint is taken; its files are compared with what was written. The header of the file says
-    what the model is and what its inputs are normalised with. It is a sixth to a quarter of the checkpoint.
+    what the model is and what its inputs are normalised with. What only the optimizer needs is left out.
 
     \b
     Example:
@@ -94,10 +94,11 @@ def convert(
     from cavmae_ds.checkpoint.weights import export_weights
 
     shelf, name = open_shelf(address)
-    whole = [entry for entry in ([shelf.entry(name)] if name else shelf.entries()) if entry.manifest]
-    if not whole or not whole[-1].manifest:
-        raise CheckpointError(f"{address!r} holds no whole checkpoint")
-    newest, manifest = whole[-1].name, whole[-1].manifest
+    entries = [shelf.entry(name)] if name else shelf.entries()
+    finished = {entry.name: entry.manifest for entry in entries if entry.manifest}
+    if not finished:
+        raise CheckpointError(f"{address!r} holds no finished checkpoint")
+    newest, manifest = list(finished.items())[-1]
     with _reading(newest, manifest.bytes) as read, shelf.opened(newest, manifest, read) as folder:
         out.parent.mkdir(parents=True, exist_ok=True)
         export_weights(folder, out, ema)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -123,12 +124,13 @@ def step_of(name: str) -> int | None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a finished checkpoint.
 
-    Raises DamagedCheckpoint if it is not what was written, CheckpointError if it is another version's.
+    Raises DamagedCheckpoint if it is not what was written, CheckpointError if it is another version's or may not be
+    read.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
     except OSError as error:
-        raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {MANIFEST}: {error.strerror}") from error
+        raise unreadable(folder, MANIFEST, error) from error
     return parse_manifest(content, str(folder))
 
 
@@ -183,26 +185,33 @@ def verify(
 ) -> None:
     """Compare a share of the files, in the order of their names, with the manifest: first all sizes, then hashes.
 
-    read: told the bytes of every piece read, by several threads. Raises DamagedCheckpoint naming the file.
+    read: told the bytes of every piece read, by several threads. Raises DamagedCheckpoint naming the file, or
+    CheckpointError if it may not be read.
     """
     mine = sorted(manifest.files)[share]
     verify_sizes(manifest, {name: size_of(folder / name) for name in mine}, str(folder))
 
     def check(name: str) -> None:
         try:
-            fault = "" if is_whole(folder / name, manifest.files[name], read) else "is not what was written"
+            if not is_whole(folder / name, manifest.files[name], read):
+                raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {name} is not what was written")
         except OSError as error:
-            fault = f"cannot be read: {error.strerror}"
-        if fault:
-            raise DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {name} {fault}")
+            raise unreadable(folder, name, error) from error
 
     with ThreadPoolExecutor(threads) as pool:
         try:
             for done in [pool.submit(check, name) for name in mine]:
                 done.result()
-        except DamagedCheckpoint:
+        except CheckpointError:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def unreadable(folder: Path, name: str, error: OSError) -> CheckpointError:
+    """Damage if the disk has lost it; a refusal, which sets nothing aside, if access to it may come back."""
+    if error.errno in (errno.ENOENT, errno.EIO):
+        return DamagedCheckpoint(f"checkpoint {str(folder)!r} is damaged: {name}: {error.strerror}")
+    return CheckpointError(f"checkpoint {str(folder)!r} cannot be read: {name}: {error.strerror}")
 
 
 def size_of(path: Path) -> int | None:
@@ -226,13 +235,13 @@ def commit(folder: Path, manifest: Manifest) -> None:
     folder.rename(final)
     flush(final.parent)
     if older:
-        shutil.rmtree(older)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def remove_partials(root: Path) -> None:
     """Remove what killed processes were writing, fetching or removing. Nobody may be at it."""
     for folder in root.glob(f"step-*{PARTIAL}"):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # on NFS a file that is still open leaves another one
 
 
 def remove(folder: Path) -> None:

@@ -117,7 +117,8 @@ def _open(
     """Raises DamagedCheckpoint on all ranks alike."""
     manifest = told_by_first_rank(world, place.read_manifest)
     fits(manifest, place.address)
-    if place.bucket:
+    if bucket := place.bucket:
+        told_by_first_rank(world, lambda: bucket.verify_sizes(manifest))
         return manifest, _on_each_rank(lambda: find(manifest, _Fetching(place, manifest)))
     _on_each_rank(lambda: _verify_share(place.folder, manifest, world))
     return manifest, _on_each_rank(lambda: find(manifest, place.folder.joinpath))
@@ -133,6 +134,8 @@ def _on_each_rank(work: Callable[[], Found]) -> Found:
         problem = error
     except DataError as error:
         problem = CheckpointError(str(error))
+    except OSError as error:  # a full disk, no access: nothing is damaged
+        problem = CheckpointError(f"{error.filename or 'checkpoint'}: {error.strerror}")
     problems = [met for met in from_all_ranks(problem) if met]
     if problems:
         raise problems[0]
@@ -140,7 +143,7 @@ def _on_each_rank(work: Callable[[], Found]) -> Found:
 
 
 def _verify_share(folder: Path, manifest: Manifest, world: World) -> None:
-    """Hash every file on one rank alone; the first says how far it is when that takes long."""
+    """Hash this rank's share of the files; the first says how far it is when that takes long."""
     told, read, lock = time.monotonic(), 0, Lock()
     mine = slice(world.rank, None, world.size)
     total = sum(record.bytes for _, record in sorted(manifest.files.items())[mine])
@@ -151,7 +154,7 @@ def _verify_share(folder: Path, manifest: Manifest, world: World) -> None:
             read += count
             if world.is_first and time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
-                log.info("checking %s: %.1f of %.1f GB, as every rank does", folder, read / 1e9, total / 1e9)
+                log.info("checking %s: %.1f of %.1f GB of the first rank's share", folder, read / 1e9, total / 1e9)
 
     verify(folder, manifest, mine, progress)
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ROUND_LIMIT_S = 3600.0
 """A round has failed when another rank has said nothing for so long."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-_HEARD_LIMIT_S = 10.0
+_HEARD_LIMIT_S = 5.0
 
 
 class Uploads:

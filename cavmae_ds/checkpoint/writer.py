@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 SAVE_LIMIT_S = 1800.0
 """A save is given up when another rank has said nothing for so long."""
-_HEARD_LIMIT_S = 10.0
+_HEARD_LIMIT_S = 5.0
 _SPARE_BYTES = 1 << 20  # for the manifest and the file system's own needs
 
 
@@ -115,16 +115,14 @@ class Writer:
             talk.say(f"{number}/agreed", agreed.model_dump_json())
         else:
             agreed = _Agreed.model_validate_json(talk.hear(f"{number}/agreed", SAVE_LIMIT_S))
-            talk.say(f"{number}/heard/{rank}", "")
-            if self._disk.leads and agreed.manifest:
-                commit(folder, agreed.manifest)
-        if self._uploads and agreed.manifest:
-            self._uploads.announce(agreed.manifest)
         if self._disk.leads:
-            self._tidy(folder, finished=agreed.manifest is not None)
+            self._finish(folder, agreed.manifest)
+        talk.say(f"{number}/heard/{rank}", "")
         if self._world.is_first:
-            talk.hear_all([f"{number}/heard/{other}" for other in range(1, self._world.size)], _HEARD_LIMIT_S)
+            talk.hear_all([f"{number}/heard/{other}" for other in range(self._world.size)], _HEARD_LIMIT_S)
             talk.forget(self._keys(number))
+        if self._uploads and agreed.manifest:  # of the first rank last: then all hosts have the folder under its name
+            self._uploads.announce(agreed.manifest)
         return agreed
 
     def _write(self, number: int, folder: Path, pieces: Sequence[Piece]) -> _Written:
@@ -176,11 +174,17 @@ class Writer:
             return _Agreed(failure=_why(error))
         return _Agreed(manifest=manifest)
 
-    def _tidy(self, folder: Path, finished: bool) -> None:
-        if finished:
-            thin_out(folder.parent, self._keep, self._uploads.in_use if self._uploads else ())
-        else:  # another rank may still be writing; the next save removes what is left
+    def _finish(self, folder: Path, manifest: Manifest | None) -> None:
+        """What the leader of a folder does when it is known how the save went."""
+        if manifest is None:  # another rank may still be writing; the next save removes what is left
             shutil.rmtree(folder, ignore_errors=True)
+            return
+        try:
+            if not self._world.is_first:
+                commit(folder, manifest)
+            thin_out(folder.parent, self._keep, self._uploads.in_use if self._uploads else ())
+        except OSError as error:
+            log.warning("%s could not be put in order: %s", folder.parent, _why(error))
 
     def _keys(self, number: int) -> list[str]:
         kinds = ("needs", "ready", "written", "heard")
