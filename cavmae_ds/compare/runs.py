@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cavmae_ds.config.load import load_config
+from cavmae_ds.config.load import read_values
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.monitor.log import BEGINNINGS, read_log
 
@@ -88,7 +88,9 @@ def _load(folder: Path, name: str) -> ComparedRun:
     config = folder / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"{str(folder)!r} is no run folder: it has no config.yaml; give what run_dir names")
-    settings = dict(_flat(load_config(config).model_dump(mode="json"), ""))
+    settings = dict(_flat(read_values(config), ""))  # as written: of any kind of run, and of another version
+    if "train.global_batch" not in settings:
+        raise ConfigError(f"{str(config)!r} was not written by a run: it has no train.global_batch")
     return ComparedRun(name, settings, _curves(read_log(folder)))
 
 

@@ -24,7 +24,7 @@ OVERVIEW = {
     "is it learning": {
         "loss": ["Multiline", ["loss/total", "validation/total"]],
         "contrastive loss": ["Multiline", ["loss/contrastive", "validation/contrastive"]],
-        "retrieval, first hit": ["Multiline", ["probe/.*recall_at_1"]],
+        "retrieval, first hit": ["Multiline", ["probe/.*recall_at_1$"]],
         "retrieval, class of the first hit": ["Multiline", ["probe/.*class_precision_at_1"]],
     },
     "is it well": {
@@ -73,7 +73,7 @@ class Curves:
         """[H, W, 3] uint8."""
         self._keep(lambda writer: writer.add_image(tag, pixels, step, dataformats="HWC"))
 
-    def texts(self, texts: Mapping[str, str], hyperparameters: Mapping[str, float | str | bool]) -> None:
+    def texts(self, texts: Mapping[str, str], hyperparameters: Mapping[str, float | str]) -> None:
         """Markdown under a tag each, and what the run is listed with beside other runs."""
 
         def add(writer: SummaryWriter) -> None:

@@ -80,19 +80,20 @@ def environment(machines: Sequence[Machine]) -> dict[str, str]:
     }
 
 
-def hyperparameters(cfg: CommonConfig) -> dict[str, float | str | bool]:
+def hyperparameters(cfg: CommonConfig) -> dict[str, float | str]:
     """`optim.learning_rate` -> 1e-4, and so on: what a run is listed with beside other runs.
 
     Settings that are not the default, so that the columns are few; where one is empty, it is.
     """
-    values: dict[str, float | str | bool] = {}
+    values: dict[str, float | str] = {}
     for section in (name for name in LEARNT_BY if name in type(cfg).model_fields):
         given = getattr(cfg, section)
         usual = type(given).model_fields
         for name, value in given.model_dump(mode="json").items():
             key = f"{section}.{name}"
             if key in ALWAYS_LISTED or getattr(given, name) != usual[name].default:
-                values[key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard shows 0.0000
+                values[key] = value if number else str(value)
     return values
 
 

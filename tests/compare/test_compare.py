@@ -106,6 +106,7 @@ def test_runs_with_the_same_settings_are_said_to_be_alike_and_one_without_points
         (["a", "b", "--out", "c.pdf"], [".png", "'c.pdf'"]),
         (["a", "b", "--out", "a/config.yaml/c.png"], ["--out", "cannot be written"]),
         (["mute", "mute"], ["has drawn a loss"]),
+        (["a", "alien"], ["'alien/config.yaml'", "train.global_batch"]),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_sentence(arguments, named, tmp_path, monkeypatch):
@@ -115,6 +116,8 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(arguments, named, tm
     run_folder(Path("mute"), batch=8, points=0)
     run_folder(Path("empty"), batch=8)
     Path("empty", LOG).unlink()
+    Path("alien").mkdir()
+    Path("alien", "config.yaml").write_text("a: {b: 1}")
 
     with pytest.raises(UserError) as refusal:
         CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)

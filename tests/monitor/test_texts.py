@@ -49,8 +49,10 @@ def test_the_environment_names_command_versions_hosts_and_gpus_and_no_credential
 
 
 def test_hyperparameters_are_those_that_are_no_default_and_the_two_that_everybody_asks_for():
-    cfg = validate_config({"train": {"steps": 5}, "optim": {"name": "lion"}, "data": {"workers": 3}})
+    changed = {"optim": {"name": "lion"}, "data": {"workers": 3}, "loss": {"normalise_pixels": False}}
+    cfg = validate_config({"train": {"steps": 5}} | changed)
     assert hyperparameters(cfg) == {
+        "loss.normalise_pixels": "False",
         "optim.name": "lion",
         "optim.learning_rate": 1e-4,
         "optim.beta1": 0.9,
