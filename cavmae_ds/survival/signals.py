@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing import resource_tracker
 
 from cavmae_ds.survival.leaving import ExitCode, leave, say
 
@@ -35,6 +36,7 @@ class StopRequests:
         for number in _REQUESTS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
                 signal.signal(number, _nothing)
+        _keep_resource_tracker()
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def ask(self, reason: int) -> None:
@@ -70,6 +72,13 @@ class StopRequests:
         if self._last_moment is None:
             return None
         return max(1e-3, self._last_moment - time.monotonic())  # 0 would mean: do not wait at all
+
+
+def _keep_resource_tracker() -> None:
+    """Slurm signals all processes of a rank. Python's keeper of shared memory ignores but two of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})  # a new process inherits this
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def described(reason: int) -> str:

@@ -163,3 +163,19 @@ def test_a_loader_worker_ends_when_its_rank_says_so():
     rank = start("-c", WORKER.format(then="time.sleep(1); worker.terminate(); worker.join(10); print(worker.exitcode)"))
     first_line(rank)
     assert rank.communicate(timeout=20)[0] == "0\n"
+
+
+def test_signals_for_all_processes_of_a_rank_leave_the_keeper_of_its_shared_memory():
+    rank = """\
+import os, signal, time
+from multiprocessing import resource_tracker
+from cavmae_ds.survival.signals import StopRequests
+stop = StopRequests(grace_s=60, rank=0)
+keeper = resource_tracker._resource_tracker
+for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    os.kill(keeper._pid, number)
+time.sleep(0.5)
+print("kept" if os.waitpid(keeper._pid, os.WNOHANG) == (0, 0) else "lost", flush=True)
+os._exit(0)
+"""
+    assert start("-c", rank).communicate(timeout=60)[0] == "kept\n"
