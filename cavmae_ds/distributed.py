@@ -35,10 +35,11 @@ class World:
         return self.rank == 0
 
 
-def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> World:
+def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S, watched: bool = False) -> World:
     """Join the process group that the launcher described in the environment (a group of one without a launcher).
 
-    collective_timeout_s: how long ranks wait for each other, here and in every collective.
+    collective_timeout_s: how long ranks wait for each other, here and in every collective. watched: a watch (survival)
+    will end this process before that, when another rank is gone.
     """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (alone | {"MASTER_PORT": str(_free_port())}).items():
@@ -51,8 +52,8 @@ def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> World:
     # On a CPU DeepSpeed would compile a shared-memory all-reduce that only inference uses: a minute, a compiler, 66 MiB
     # of /dev/shm left behind by each rank, a silent hang on a stale lock, and no blanks allowed in any path.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # NCCL's watchdog would abort the process of a rank whose peer is gone; the watch ends it, and can say who is gone.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    if watched:  # NCCL's watchdog would abort this process first, and cannot say who is gone
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     global _patience
     _patience = timedelta(seconds=collective_timeout_s)
     deepspeed.init_distributed(timeout=_patience, verbose=False)

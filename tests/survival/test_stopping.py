@@ -1,4 +1,7 @@
-"""Real runs under the real launcher are stopped in every way, and go on as if nothing had happened."""
+"""Real runs are stopped in every way, and go on as if nothing had happened; ranks that die or freeze are named.
+
+Ranks are under the real launcher where it has a part in the end, else forked: their launcher is this process.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ import torch
 
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from tests.data.small_shards import small_shards
-from tests.engine.test_survival import RUN, curves, rank_process
-from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks, start_ranks
+from tests.engine.test_survival import RUN, curves
+from tests.launcher import CHECKOUT, PRETRAIN, Forked, command, environment, fork_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -33,56 +36,6 @@ def run_file(tmp_path_factory, tiny_shards) -> Path:
     return path
 
 
-class Running:
-    """A run of two ranks under `deepspeed`, alone in its process group, and what became of it."""
-
-    def __init__(self, run_file: Path, run_dir: Path, log: Path, *overrides: str):
-        self.run_dir, self._log = run_dir, log
-        self._environment = environment(run_file.parent)
-        self._began_with = newest(run_dir)
-        self.outer = subprocess.Popen(
-            command(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", *overrides), env=self._environment, cwd=CHECKOUT,
-            stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        self.processes = [psutil.Process(self.outer.pid)]
-
-    @property
-    def printed(self) -> str:
-        return self._log.read_text()
-
-    def rank(self, rank: int) -> psutil.Process:
-        return rank_process(self.outer.pid, rank)
-
-    def await_steps(self) -> None:
-        """Until there is a new checkpoint and training has gone on."""
-        until(lambda: newest(self.run_dir) > self._began_with, lambda: self.printed)
-        self.processes += self.processes[0].children(recursive=True)
-        assert len(self.processes) >= 6  # runner, launcher, two ranks, a loader worker of each
-
-    def end(self, seconds: float) -> int:
-        """The exit code of the outer process, when all are gone: processes, shared memory."""
-        returncode = self.outer.wait(timeout=60)
-        _, alive = psutil.wait_procs(self.processes[1:], timeout=seconds)
-        assert not alive, f"{alive}\n{self.printed}"
-        assert not shared_memory(self._environment["TMPDIR"])
-        assert "Traceback" not in re.sub(r"(?s)Traceback.*?runner\.py.*?KeyboardInterrupt", "", self.printed)
-        return returncode
-
-
-@contextmanager
-def running(run_file: Path, run_dir: Path, *overrides: str) -> Iterator[Running]:
-    log = run_dir.parent / f"{run_dir.name}-{time.monotonic_ns()}.log"
-    run = Running(run_file, run_dir, log, *overrides)
-    try:
-        yield run
-    finally:
-        left = run.processes[0].children(recursive=True) if run.outer.poll() is None else []
-        for process in (*run.processes, *left):
-            if process.is_running():
-                process.kill()
-        run.outer.wait()
-
-
 def newest(run_dir: Path) -> int:
     """Steps in the newest checkpoint, or 0."""
     return int(whole_checkpoints(run_dir)[-1].name.removeprefix("step-")) if whole_checkpoints(run_dir) else 0
@@ -95,35 +48,81 @@ def until(happened: Callable[[], bool], printed: Callable[[], str], seconds: flo
         time.sleep(0.01)
 
 
-def shared_memory(temporary_folder: str) -> list[str]:
-    """Names in shared memory of the runs with this temporary folder: the files of their ranks say which it is."""
-    owners = [path for path in SHARED_MEMORY.glob("*_owner_*") if path.read_text() == temporary_folder]
-    return [path.name for owner in owners for path in SHARED_MEMORY.glob(f"{owner.name.partition('_')[0]}_*")]
+def assert_nothing_left(processes: list[psutil.Process], run_file: Path, printed: str) -> None:
+    """Of processes or shared memory; the files of ranks in it say which temporary folder they have."""
+    assert not psutil.wait_procs(processes, timeout=20)[1], printed
+    folder = environment(run_file.parent)["TMPDIR"]
+    assert not [path for path in SHARED_MEMORY.glob("*_owner_*") if path.read_text() == folder]
+    assert "Traceback" not in printed
 
 
-def sigterm_to_the_outer_process(run: Running) -> None:
-    run.outer.terminate()
-    assert run.end(seconds=20) == -signal.SIGTERM
-    assert "because of the end of the launcher; everything is saved" in run.printed
+@contextmanager
+def forked(run_file: Path, run_dir: Path, *overrides: str) -> Iterator[tuple[Forked, list[psutil.Process]]]:
+    """Two ranks that have got on since they were started, and all processes of theirs."""
+    began_with = newest(run_dir)
+    ranks = start_ranks(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", *overrides, scratch=run_file.parent)
+    try:
+        until(lambda: newest(run_dir) > began_with, lambda: ranks.printed)
+        processes = [psutil.Process(pid) for pid in ranks.pids]
+        workers = [worker for process in processes for worker in process.children(recursive=True)]
+        assert len(workers) >= 2
+        yield ranks, processes + workers
+    except BaseException:
+        for pid in ranks.pids:
+            os.killpg(pid, signal.SIGKILL)
+        ranks.wait()
+        raise
 
 
-def sigusr1_to_one_rank(run: Running) -> None:
-    run.rank(1).send_signal(signal.SIGUSR1)
-    assert run.end(seconds=20) == 75
-    assert "because of SIGUSR1; everything is saved" in run.printed
+def sigusr1_to_one_rank(run_file: Path, run_dir: Path) -> str:
+    with forked(run_file, run_dir) as (ranks, processes):
+        os.kill(ranks.pids[1], signal.SIGUSR1)
+        finished = ranks.wait(60)
+        assert finished.returncode == 75
+        assert_nothing_left(processes, run_file, finished.stdout)
+    return finished.stdout
 
 
-def ctrl_c(run: Running) -> None:
-    os.killpg(run.outer.pid, signal.SIGINT)
-    run.end(seconds=20)
-    assert run.printed.count("saving; press again to quit at once") == 1
-    assert "everything is saved" in run.printed
+def ctrl_c(run_file: Path, run_dir: Path) -> str:
+    with forked(run_file, run_dir) as (ranks, processes):
+        for pid in ranks.pids:
+            os.killpg(pid, signal.SIGINT)  # loader workers hear it too
+        finished = ranks.wait(60)
+        assert finished.returncode == 75
+        assert finished.stdout.count("saving; press again to quit at once") == 1
+        assert_nothing_left(processes, run_file, finished.stdout)
+    return finished.stdout
 
 
-def sigkill_of_the_launcher(run: Running) -> None:
-    run.processes[1].kill()
-    run.end(seconds=20)
-    assert "because of the end of the launcher; everything is saved" in run.printed
+def sigterm_to_the_outer_process(run_file: Path, run_dir: Path) -> str:
+    return end_of_launcher(run_file, run_dir, lambda outer, inner: outer.terminate())
+
+
+def sigkill_of_the_launcher(run_file: Path, run_dir: Path) -> str:
+    return end_of_launcher(run_file, run_dir, lambda outer, inner: inner.kill())
+
+
+def end_of_launcher(run_file: Path, run_dir: Path, end: Callable[[psutil.Process, psutil.Process], None]) -> str:
+    """What a run under `deepspeed` printed that lost one of its two launchers, and then has gone altogether."""
+    began_with, log = newest(run_dir), run_dir.parent / f"{run_dir.name}-{newest(run_dir)}.log"
+    with log.open("w") as output:
+        outer = psutil.Popen(
+            command(2, PRETRAIN, str(run_file), f"run_dir={run_dir}"), env=environment(run_file.parent), cwd=CHECKOUT,
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    processes = []
+    try:
+        until(lambda: newest(run_dir) > began_with, log.read_text)
+        processes = outer.children(recursive=True)
+        assert len(processes) >= 5  # the inner launcher, two ranks, a loader worker of each
+        end(outer, processes[0])
+        outer.wait(timeout=60)
+        assert_nothing_left(processes, run_file, log.read_text())
+    finally:
+        for process in (outer, *processes):
+            if process.is_running():
+                process.kill()
+    return log.read_text()
 
 
 def test_a_run_that_is_stopped_again_and_again_goes_on_as_if_nothing_had_happened(run_file):
@@ -132,12 +131,16 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_as_if_nothing_had_happene
     truth = curves(undisturbed)
     assert set(truth["loss/total"]) == set(range(1, STEPS + 1))
 
-    for stop in (sigterm_to_the_outer_process, sigusr1_to_one_rank, ctrl_c, sigkill_of_the_launcher):
-        with running(run_file, run_dir) as run:
-            run.await_steps()
-            stop(run)
-        steps = curves(run_dir)["loss/total"]
-        assert newest(run_dir) == max(steps) < STEPS, f"{stop.__name__}: not everything is saved"
+    for stop, reason in (
+        (sigterm_to_the_outer_process, "the end of the launcher"),
+        (sigusr1_to_one_rank, "SIGUSR1"),
+        (ctrl_c, "SIGINT"),
+        (sigkill_of_the_launcher, "the end of the launcher"),
+    ):
+        printed = stop(run_file, run_dir)
+        step = newest(run_dir)
+        assert f"stopped after step {step} because of {reason}; everything is saved" in printed
+        assert step == max(curves(run_dir)["loss/total"]) < STEPS
     finished = fork_ranks(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", scratch=run_file.parent)
 
     assert finished.returncode == 0, finished.stdout
@@ -146,42 +149,41 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_as_if_nothing_had_happene
     assert all(torch.equal(weights[name], true_weights[name]) for name in true_weights)
 
 
-def test_a_rank_that_freezes_for_good_is_named_and_ended_by_the_other_and_nothing_is_left_of_either(run_file):
-    run_dir = run_file.parent / "frozen"
-    with running(run_file, run_dir, "watch.silence_seconds=5", "train.steps=2000") as run:
-        run.await_steps()
-        run.rank(1).suspend()
-        time.sleep(2)
-        run.rank(1).resume()  # soon enough: nobody minds
-        thawed = newest(run_dir)
-        until(lambda: newest(run_dir) > thawed + 4, lambda: run.printed)
-        run.rank(1).suspend()
-        frozen = time.monotonic()
-        returncode = run.end(seconds=15)
-        assert time.monotonic() - frozen < 25
-    assert returncode in (69, 256 - signal.SIGKILL)  # of the other rank or of the one it had to kill
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_is_named_by_the_other_within_seconds(rank, run_file):
-    run_dir = run_file.parent / f"killed-{rank}"
-    ranks = start_ranks(2, PRETRAIN, str(run_file), f"run_dir={run_dir}", "train.steps=2000", scratch=run_file.parent)
-    try:
-        until(lambda: newest(run_dir) > 0, lambda: ranks.printed)
-        workers = psutil.Process(ranks.pids[rank]).children(recursive=True)
-        assert workers
-    finally:
+    with forked(run_file, run_file.parent / f"killed-{rank}", "train.steps=2000") as (ranks, processes):
         os.kill(ranks.pids[rank], signal.SIGKILL)
         killed = time.monotonic()
         finished = ranks.wait(60)
-    assert time.monotonic() - killed < 20
-    assert not psutil.wait_procs(workers, timeout=5)[1]
-    said = [line for line in finished.stdout.splitlines() if line.startswith("rank ")]
-    assert len(said) == 1, finished.stdout
-    gone = rf"rank {rank} \(host \S+, step \d+, .*\) gave no sign of life for \d s"
+        assert time.monotonic() - killed < 20
+        assert_nothing_left(processes, run_file, finished.stdout)
+    assert finished.returncode == 256 - signal.SIGKILL
+    assert_named(rank, "[45]", finished.stdout)
+
+
+def test_a_rank_that_freezes_for_good_is_named_and_ended_by_the_other(run_file):
+    run_dir = run_file.parent / "frozen"
+    with forked(run_file, run_dir, "train.steps=2000", "watch.silence_seconds=5") as (ranks, processes):
+        processes[1].suspend()
+        time.sleep(2)
+        processes[1].resume()  # soon enough: nobody minds
+        thawed = newest(run_dir)
+        until(lambda: newest(run_dir) > thawed + 4, lambda: ranks.printed)
+        processes[1].suspend()
+        frozen = time.monotonic()
+        finished = ranks.wait(60)
+        assert time.monotonic() - frozen < 20
+        assert_nothing_left(processes, run_file, finished.stdout)
+    assert finished.returncode in (69, 256 - signal.SIGKILL)  # of the other rank or of the one it had to kill
+    assert_named(1, "[56]", finished.stdout)
+
+
+def assert_named(rank: int, seconds: str, printed: str) -> None:
+    """The other rank of two says in one line that this one is gone, and nothing else."""
+    said = [line for line in printed.splitlines() if line.startswith("rank ")]
+    assert len(said) == 1, printed
+    gone = rf"rank {rank} \(host \S+, step \d+, \w+.*\) gave no sign of life for {seconds} s"
     assert re.fullmatch(f"rank {1 - rank}: {gone}", said[0]), said
-    assert "Traceback" not in finished.stdout
-    assert not shared_memory(environment(run_file.parent)["TMPDIR"])
 
 
 def test_what_one_rank_alone_stops_for_is_repeated_by_the_other_and_ends_both(run_file, tiny_shards, tmp_path):
@@ -196,7 +198,6 @@ def test_what_one_rank_alone_stops_for_is_repeated_by_the_other_and_ends_both(ru
     )  # fmt: skip
     assert finished.returncode == 2, finished.stdout
     speaker, sentence = re.findall(r"pretrain: error: rank (\d): (.*on_bad_clip is fail\))", finished.stdout)[0]
-    other = 1 - int(speaker)
-    repeated = rf"\nrank {other}: rank {speaker} \(host \S+, step \d+, .*\) stopped: {re.escape(sentence)}\n"
+    repeated = rf"\nrank {1 - int(speaker)}: rank {speaker} \(host \S+, step \d+, .*\) stopped: {re.escape(sentence)}\n"
     assert re.search(repeated, finished.stdout), finished.stdout
-    assert "Traceback" not in finished.stdout and not shared_memory(environment(run_file.parent)["TMPDIR"])
+    assert_nothing_left([], run_file, finished.stdout)
