@@ -39,18 +39,21 @@ def test_what_is_saved_comes_to_the_bucket_and_to_another_machine(address, tmp_p
     assert sorted(folder.name for folder in checkpoint_root(tmp_path / "there").iterdir()) == ["step-00000040"]
 
 
-def test_a_damaged_checkpoint_in_the_bucket_is_set_aside_and_the_one_before_is_fetched(address, tmp_path):
-    two_ranks(tmp_path / "here", "save=10", "sent=60", "save=20", "sent=60", address=address)
+def test_damaged_checkpoints_in_the_bucket_are_set_aside_and_the_one_before_is_fetched(address, tmp_path, s3_server):
+    saves = (word for step in (10, 20, 30) for word in (f"save={step}", "sent=60"))
+    two_ranks(tmp_path / "here", *saves, address=address)
     bucket = open_bucket(address)
     content = bytearray(bucket.get_bytes(f"step-00000020/{RANK_1}"))
     content[-1] ^= 1
     bucket.put_bytes(f"step-00000020/{RANK_1}", bytes(content))
+    s3_server.client().delete_object(Bucket=bucket.bucket, Key=f"runs/one/step-00000030/{RANK_0}")
 
     said = two_ranks(tmp_path / "there", "restore", address=address)
 
     assert both("restored 10") <= set(said.splitlines())
     assert f"step-00000020' is damaged: {RANK_1} is not what was written" in said
-    assert bucket.steps() == [10] and bucket.damaged() == [20]
+    assert f"step-00000030' is damaged: {RANK_0} is missing" in said
+    assert bucket.steps() == [10] and bucket.damaged() == [20, 30]
 
 
 def test_hosts_without_a_common_disk_fetch_what_they_lack_and_no_more(address, tmp_path):
