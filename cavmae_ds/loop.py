@@ -100,7 +100,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
 
     Not so after an error: other ranks may be gone, and with them whatever would be waited for.
     """
-    world = open_world(cfg.watch.collective_timeout_s)
+    world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
         agreement = Agreement()
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)

@@ -130,15 +130,14 @@ class Watch:
         self._board.tell(self._me)
         for beat in (self._me.model_copy(), *self._board.beats()):
             self._note(beat)
-        if self._to_tell:
-            verdict: Verdict | None = self._board.pronounce(self._to_tell)
-            self._told.set()
-        else:
-            verdict = self._board.verdict()
+        told = self._to_tell
+        verdict = self._board.pronounce(told) if told else self._board.verdict()
         if verdict and not self._verdict:
             self._verdict = verdict
             if self._rank:
                 self._board.acknowledge()
+        if told:
+            self._told.set()
         if verdict and self._rank == 0 and self._board.acknowledged() >= self._size - 1 - len(verdict.silent):
             self._all_know.set()
 
