@@ -49,7 +49,7 @@ def saving(model: str, rounds: int, folder: Path) -> dict[str, Any]:
 
     world = open_world()
     engine, train = _training(MODELS[model], world)
-    state = EngineState(engine, WeightAverage(engine, world, 1000, CLIPS), world)
+    state = EngineState(engine, [WeightAverage(engine, world, 1000, CLIPS)], world)
     train()  # the moments are made by the first step
     writer = Writer(find_disk(folder / "checkpoints", world), world, Retention(last=1))
     saves = 0
