@@ -44,7 +44,7 @@ class Supervisor:
         with Asked().listening() as asked:
             while True:
                 code = self._attempt(asked)
-                if asked.ever or code in (ExitCode.DONE, ExitCode.REFUSED, ExitCode.STOPPED):
+                if asked.ever or code in (ExitCode.DONE, ExitCode.REFUSED, ExitCode.STOPPED, ExitCode.QUIT):
                     return self._stopped(code) if asked.ever else code
                 saved = self._saved_step()
                 failures, before = 1 if saved > before else failures + 1, saved
