@@ -82,8 +82,11 @@ class Forked:
 
     def __init__(self, processes: list[dict[str, Any]]):
         """Fork them; fork_server.py says what describes a process."""
+        for left_behind in list(_running):  # by a test that failed before it waited
+            left_behind.end()
         self._processes = processes
         self.pids: list[int] = _ask(processes)["pids"]
+        _running.append(self)
 
     @property
     def printed(self) -> str:
@@ -97,14 +100,26 @@ class Forked:
         answer.register(server.stdout, select.POLLIN)
         in_time = answer.poll(seconds * 1000)
         if not in_time:
-            for pid in self.pids:
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-        returncode = _answer()["returncode"]
-        if not in_time:
+            self.end()
             raise subprocess.TimeoutExpired(arguments, seconds, self.printed)
+        returncode = self._ended()
         errors = Path(self._processes[0]["stderr"]).read_text()
         return subprocess.CompletedProcess(arguments, returncode, self.printed, errors)
+
+    def end(self) -> None:
+        """Kill what is running, workers too."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self._ended()
+
+    def _ended(self) -> int:
+        returncode = _answer()["returncode"]
+        _running.remove(self)
+        return returncode
+
+
+_running: list[Forked] = []  # at most one: the server takes the next request when all of the last have ended
 
 
 def start_ranks(ranks: int, script: Path, *arguments: str, scratch: Path, cwd: Path = CHECKOUT) -> Forked:
