@@ -1,4 +1,8 @@
-"""Cross-modal retrieval: given a sound find its frame, given a frame find its sound (spec/cav-mae.md 5.2)."""
+"""Cross-modal retrieval: given a sound find its frame, given a frame find its sound (spec/cav-mae.md 5.2).
+
+N clips, D width, R queries at a time. Ties count against the query, in ranks and in hits of a class: a collapsed model,
+to which all clips are alike, comes last.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,22 @@ from torch import Tensor
 
 from cavmae_ds.losses import unit_rows
 
+BLOCK_VALUES = 2**24
+"""Similarities at a time, 64 MiB in float32: the N x N matrix of many clips fits nowhere."""
+
 
 class Direction(NamedTuple):
-    """Scores of one direction; shares in 0..1, except the median rank."""
+    """Scores of one direction; shares in 0..1, except the median rank. Those of classes are None without labels."""
 
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
     median_rank: float
     class_precision_at_1: float | None
-    """Share of queries whose first hit shares a class with them; None without labels."""
+    """Share of queries whose first hit shares a class with them."""
+    class_precision_at_5: float | None
+    """Share of the first 5 hits that share a class with their query."""
+    class_precision_at_10: float | None
 
 
 class Retrieval(NamedTuple):
@@ -30,49 +40,75 @@ class Retrieval(NamedTuple):
     image_to_audio: Direction
     chance_recall_at_1: float
     chance_class_precision_at_1: float | None
+    """The same at 5 and at 10."""
 
 
-def retrieval_scores(audio: Tensor, image: Tensor, labels: Sequence[Sequence[int]]) -> Retrieval:
+def retrieval_scores(
+    audio: Tensor, image: Tensor, labels: Sequence[Sequence[int]], block_values: int = BLOCK_VALUES
+) -> Retrieval:
     """Rank N frames for each of N sounds and the reverse, by cosine. audio, image: pooled features [N, D], row = clip.
 
-    labels: class ids of each clip, possibly none. Raises ValueError when there is nothing to rank.
+    labels: class ids of each clip, possibly none. Memory: some tensors of block_values, on the device of the features.
+    Raises ValueError when there is nothing to rank.
     """
     if len(audio) < 2:
         raise ValueError(f"retrieval needs at least 2 clips, got {len(audio)}")
-    similarity = unit_rows(audio) @ unit_rows(image).T  # [N sounds, N frames]
-    same_class = _share_a_class(labels).to(similarity.device) if any(map(len, labels)) else None  # [N, N]
+    sounds, frames = unit_rows(audio), unit_rows(image)
+    members = _membership(labels).to(audio.device) if any(map(len, labels)) else None  # [N, C]
+    queries = max(1, block_values // len(audio))
     return Retrieval(
         pool=len(audio),
-        audio_to_image=_one_direction(similarity, same_class),
-        image_to_audio=_one_direction(similarity.T, same_class),
+        audio_to_image=_one_direction(sounds, frames, members, queries),
+        image_to_audio=_one_direction(frames, sounds, members, queries),
         chance_recall_at_1=1 / len(audio),
-        # A query's own partner is among the candidates, so it counts towards chance as well.
-        chance_class_precision_at_1=None if same_class is None else same_class.double().mean().item(),
+        chance_class_precision_at_1=None if members is None else _share_of_pairs(members, queries),
     )
 
 
-def true_ranks(similarity: Tensor) -> Tensor:
-    """1-based rank of each row's partner (the diagonal) by descending similarity [Q, N] -> [Q].
+def partner_ranks(similarity: Tensor, partners: Tensor) -> Tensor:
+    """1-based ranks [R] of each row's partner (its column, [R]) by descending similarity [R, N]."""
+    partner = similarity.gather(1, partners[:, None])
+    return (~(similarity < partner)).sum(1)  # what is no number counts against the query too
 
-    A tie counts against the query, so a collapsed model ranks last, not first.
+
+def class_hits(similarity: Tensor, same_class: Tensor, first: int) -> Tensor:
+    """How many of the first hits of each row share its class: similarity [R, N], same_class [R, N] bool -> [R] int64.
+
+    Among those that are alike to the last of these hits, other classes come first.
     """
-    partner = similarity.diagonal()[:, None]
-    return (similarity >= partner).sum(1)
+    last = similarity.topk(first, dim=1).values[:, -1:]  # [R, 1]
+    before, alike = similarity > last, similarity == last
+    room = first - before.sum(1) - (alike & ~same_class).sum(1)
+    return (before & same_class).sum(1) + room.clamp(min=0)
 
 
-def _one_direction(similarity: Tensor, same_class: Tensor | None) -> Direction:
-    ranks = true_ranks(similarity)
-    at_1, at_5, at_10 = ((ranks <= k).double().mean().item() for k in (1, 5, 10))
-    precision = None
-    if same_class is not None:
-        first_hit = similarity.argmax(1)
-        precision = same_class[torch.arange(len(first_hit)), first_hit].double().mean().item()
-    return Direction(at_1, at_5, at_10, ranks.double().median().item(), precision)
+def _one_direction(queries: Tensor, candidates: Tensor, members: Tensor | None, at_once: int) -> Direction:
+    """Scores of N queries and their N candidates, unit rows [N, D], so many queries at a time."""
+    ranks: list[Tensor] = []
+    hits: dict[int, int] = {min(k, len(queries)): 0 for k in (1, 5, 10)}
+    for partners in torch.arange(len(queries), device=queries.device).split(at_once):
+        similarity = queries[partners] @ candidates.T  # [R, N]
+        ranks.append(partner_ranks(similarity, partners))
+        if members is not None:
+            same_class = members[partners] @ members.T > 0
+            for first in hits:
+                hits[first] += int(class_hits(similarity, same_class, first).sum())
+    rank = torch.cat(ranks)
+    at_1, at_5, at_10 = ((rank <= k).double().mean().item() for k in (1, 5, 10))
+    shares = {first: None if members is None else count / (first * len(queries)) for first, count in hits.items()}
+    precision = [shares[min(k, len(queries))] for k in (1, 5, 10)]
+    return Direction(at_1, at_5, at_10, rank.double().median().item(), *precision)
 
 
-def _share_a_class(labels: Sequence[Sequence[int]]) -> Tensor:
+def _membership(labels: Sequence[Sequence[int]]) -> Tensor:
     classes = 1 + max(label for clip in labels for label in clip)
     membership = torch.zeros(len(labels), classes)
     for row, clip in zip(membership, labels, strict=True):
         row[list(clip)] = 1
-    return membership @ membership.T > 0
+    return membership
+
+
+def _share_of_pairs(members: Tensor, at_once: int) -> float:
+    """Pairs that share a class. A query's own partner is among the candidates, so it counts towards chance as well."""
+    pairs = sum(int((some @ members.T > 0).sum()) for some in members.split(at_once))
+    return pairs / len(members) ** 2
