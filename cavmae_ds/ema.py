@@ -29,14 +29,14 @@ class RunningMean:
         self.means = [flat.detach().clone() for flat in self._flats]
         """Laid out as the flat partitions are (find_partitions)."""
 
-    def weight(self, step: int) -> float:
+    def weight(self, step: int, skipped: bool) -> float:
         """How much the weights after so many optimizer steps count against the mean so far."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Note the weights after `step` optimizer steps."""
-        weight = self.weight(step)
+    def update(self, step: int, skipped: bool = False) -> None:
+        """Note the weights after `step` optimizer steps, of which the last one was perhaps not taken."""
+        weight = self.weight(step, skipped)
         if weight:
             torch._foreach_lerp_(self.means, [flat.detach() for flat in self._flats], weight)
 
@@ -54,9 +54,9 @@ class WeightAverage(RunningMean):
         super().__init__(engine, world)
         self._weight = -math.expm1(-global_batch / horizon_clips)  # 1 - decay, without cancellation
 
-    def weight(self, step: int) -> float:
-        """The same for every step."""
-        return self._weight
+    def weight(self, step: int, skipped: bool) -> float:
+        """The same for every step that was taken."""
+        return 0.0 if skipped else self._weight
 
 
 class EpochAverage(RunningMean):
@@ -68,8 +68,8 @@ class EpochAverage(RunningMean):
         super().__init__(engine, world)
         self._cfg, self._steps_per_epoch = cfg, steps_per_epoch
 
-    def weight(self, step: int) -> float:
-        """1/k for the k-th epoch that counts, when it ends; 0 otherwise."""
+    def weight(self, step: int, skipped: bool) -> float:
+        """1/k for the k-th epoch that counts, when it ends, however its last step did; 0 otherwise."""
         epoch, inside = divmod(step, self._steps_per_epoch)
         if inside or not self._cfg.from_epoch <= epoch <= self._cfg.to_epoch:
             return 0.0

@@ -87,6 +87,8 @@ def build_engine(cfg: CommonConfig, numbers: CommonNumbers, model: Any, world: W
         lr_scheduler=lambda built: LambdaLR(built, share),
         dist_init_required=False,
     )
+    if engine.zero_optimization_stage() == 0:
+        _may_overflow(engine.optimizer)
     if isinstance(optimizer, LayerwiseOptimizer):
         optimizer.adopt(find_partitions(engine, world))
     if engine.zero_optimization_stage() == 3 and cfg.model.decoder_chunk:
@@ -95,10 +97,20 @@ def build_engine(cfg: CommonConfig, numbers: CommonNumbers, model: Any, world: W
     return engine
 
 
+def back_propagate(engine: Any, loss: torch.Tensor) -> None:
+    """engine.backward(). A loss that is not finite gives gradients that are not, so that no rank takes the step.
+
+    Its formula alone might not: the gradient of an infinite cross-entropy is finite.
+    """
+    engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+
+
 def take_step(engine: Any) -> torch.Tensor | float:
     """engine.step(); returns the norm of the whole gradient before clipping, 0 where no update was due yet.
 
-    Not as a plain number: reading it would wait for the device.
+    Not as a plain number: reading it would wait for the device. All ranks skip a step whose gradient is not finite:
+    weights and the optimizer's state stay as they are, engine.was_step_applied() is False, the norm is not finite; the
+    learning rate goes on, for it belongs to the step.
     """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
@@ -107,8 +119,22 @@ def take_step(engine: Any) -> torch.Tensor | float:
     if engine.zero_optimization_stage() == 0:  # DeepSpeed tells none in float32
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        engine.optimizer.overflow = not norm.isfinite()
     engine.step()
+    if not engine.was_step_applied():
+        engine.lr_scheduler.step()
     return engine.get_global_grad_norm() if norm is None else norm
+
+
+def _may_overflow(optimizer: Any) -> None:
+    """Teach torch's optimizer what those of ZeRO know: to change nothing while `overflow`, which the engine reads."""
+
+    def drop_gradients(optimizer: Any, *_: Any) -> None:
+        if optimizer.overflow:
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient is passed over
+
+    optimizer.overflow = False
+    optimizer.register_step_pre_hook(drop_gradients)
 
 
 def freeze_unused(model: Any, cfg: CommonConfig) -> None:

@@ -17,5 +17,9 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged or belongs to another model."""
 
 
+class GuardError(UserError):
+    """Training itself has gone wrong, on all ranks alike."""
+
+
 class RankError(UserError):
     """Went wrong in the middle of a run, perhaps on one rank alone: whoever meets it speaks."""

@@ -10,7 +10,8 @@ import torch
 from cavmae_ds.config import FinetuneConfig
 from cavmae_ds.data.augment import targets
 from cavmae_ds.data.front_end import Ready
-from cavmae_ds.engine import take_step
+from cavmae_ds.engine import back_propagate, take_step
+from cavmae_ds.evidence import evidence
 from cavmae_ds.losses import ClassificationLosses, classification_losses
 from cavmae_ds.step import StepDone
 
@@ -23,14 +24,16 @@ class FinetuneStep:
 
     def __call__(self, micro_batches: Iterable[Ready]) -> StepDone:
         """One optimizer step of this rank's micro-batches."""
-        terms, bad = [], []
+        terms, bad, found = [], [], []
         for ready in micro_batches:
             wanted = targets(ready.batch, self._classes, self._cfg.loss.label_smoothing).to(ready.audio.device)
             logits = self._engine(ready.audio, ready.images, self._cfg.classifier.mode)
             losses = classification_losses(logits, wanted, self._cfg.loss)
-            self._engine.backward(losses.total)
+            back_propagate(self._engine, losses.total)
             grad_norm = take_step(self._engine)
             terms.append(torch.stack(losses).detach().double())
             bad += ready.batch.bad
+            ways = {"sound": ready.audio, "frame": ready.images, "logits": logits}
+            found.append(evidence(ready.batch, ways, losses._asdict()))
         means = ClassificationLosses(*torch.stack(terms).mean(0))
-        return StepDone(means, None, grad_norm, bad)
+        return StepDone(means, None, grad_norm, bad, not self._engine.was_step_applied(), found)

@@ -20,6 +20,7 @@ from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.ema import RunningMean, running_means
 from cavmae_ds.engine import build_engine, build_model
+from cavmae_ds.guards import Guard
 from cavmae_ds.monitor.monitor import Monitor, Validates
 from cavmae_ds.step import StepDone
 from cavmae_ds.survival.agreement import Agreement
@@ -56,6 +57,7 @@ class Run:
     parts: Parts
     loader: DataLoader
     monitor: Monitor
+    guard: Guard
     checkpoints: Checkpoints
     start: int  # optimizer steps already done
 
@@ -78,9 +80,10 @@ def _steps(run: Run, numbers: CommonNumbers, stop: StopRequests) -> str:
     for step in range(run.start + 1, numbers.total_steps + 1):
         done = run.parts.step(islice(ready, numbers.accumulation))
         for mean in run.means:
-            mean.update(step)
+            mean.update(step, done.skipped)
         run.watch.at(step, "monitoring")
         run.monitor.step_done(step, done)
+        run.guard.step_done(step, done)
         run.monitor.validate(step, run.parts.validation)
         run.watch.at(step, "saving")
         agreed = run.agreement.exchange({"stop": stop.reason, "save": run.checkpoints.overdue()})
@@ -115,7 +118,8 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
         monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)
         try:
-            yield Run(world, watch, agreement, engine, means, parts, loader, monitor, checkpoints, start)
+            guard = Guard(cfg, world, monitor, engine.skipped_steps)
+            yield Run(world, watch, agreement, engine, means, parts, loader, monitor, guard, checkpoints, start)
         finally:
             monitor.close()
         checkpoints.close()

@@ -8,7 +8,7 @@ the second forward is the first one again. G micro-batches of b clips, D wide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from cavmae_ds.contrastive import Negatives
 from cavmae_ds.data.clips import BadClip
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed import World
-from cavmae_ds.engine import take_step
+from cavmae_ds.engine import back_propagate, take_step
+from cavmae_ds.evidence import Evidence, evidence
 from cavmae_ds.kernels.contrastive import Contrast
 from cavmae_ds.losses import ClassificationLosses, PretrainLosses, pretrain_losses, reconstruction_loss
 from cavmae_ds.model.cavmae import PretrainOutput
@@ -38,6 +39,21 @@ class StepDone(NamedTuple):
     """Of the whole gradient, before clipping."""
     bad: list[BadClip]
     """Clips that could not be decoded."""
+    skipped: bool
+    """Loss or gradient was not finite on some rank, so no rank changed its weights."""
+    evidence: list[Evidence]
+    """Of each micro-batch of this rank."""
+
+
+class _Trained(NamedTuple):
+    """What a micro-batch leaves behind."""
+
+    losses: Tensor  # [5] float64
+    output: PretrainOutput
+    grad_norm: Tensor | float
+    bad: list[BadClip]
+    evidence: Evidence
+    skipped: bool  # counts after the last micro-batch only
 
 
 class TrainingStep:
@@ -56,12 +72,7 @@ class TrainingStep:
         return self._two_pass(micro_batches) if two_pass else self._plain(micro_batches)
 
     def _plain(self, micro_batches: Iterable[Ready]) -> StepDone:
-        losses, bad = [], []
-        for ready in micro_batches:
-            terms, output, grad_norm = self._train(ready)
-            losses.append(terms)
-            bad += ready.batch.bad
-        return StepDone(_mean(losses), output, grad_norm, bad)
+        return _done(self._train(ready) for ready in micro_batches)
 
     def _two_pass(self, micro_batches: Iterable[Ready]) -> StepDone:
         kept, pooled = [], []  # clips stay as the loader gave them, in host memory: 0.5 MB each
@@ -71,26 +82,26 @@ class TrainingStep:
                 pooled.append((output.audio_pooled, output.image_pooled))
                 kept.append(ready.batch)
         contrast, pulls = self._compare(*(torch.cat(side) for side in zip(*pooled, strict=True)))
-        losses = []
-        for ready, pull in zip(ahead(kept, self._front_end), pulls, strict=True):
-            terms, output, grad_norm = self._train(ready, contrast, pull)
-            losses.append(terms)
-        return StepDone(_mean(losses), output, grad_norm, [clip for batch in kept for clip in batch.bad])
+        again = zip(ahead(kept, self._front_end), pulls, strict=True)
+        return _done(self._train(ready, contrast, pull) for ready, pull in again)
 
     def _train(
         self, ready: Ready, contrast: Contrast | None = None, pull: Callable[[PretrainOutput], Tensor] | None = None
-    ) -> tuple[Tensor, PretrainOutput, Tensor | float]:
+    ) -> _Trained:
         """Forward and backward of a micro-batch, compared by itself unless a pass before has done that.
 
-        Returns losses [5] float64, output and norm, without what backward needed: the graph and all ranks' rows would
-        stay through the next forward.
+        Returns nothing that backward needed: the graph and all ranks' rows would stay through the next forward.
         """
         output = self._forward(ready, on_pooled=None if pull else self._negatives.start)
         if output.started:
             contrast = self._negatives.finish(output.started)
         losses = pretrain_losses(output, contrast, self._cfg.loss)
         grad_norm = self._backward(losses.total + pull(output) if pull else losses.total)
-        return torch.stack(losses).detach().double(), output._replace(started=None), grad_norm
+        found = evidence(ready.batch, _ways(ready, output), losses._asdict())
+        return _Trained(
+            torch.stack(losses).detach().double(), output._replace(started=None), grad_norm, ready.batch.bad, found,
+            not self._engine.was_step_applied(),
+        )  # fmt: skip
 
     def _compare(self, audio: Tensor, image: Tensor) -> tuple[Contrast, list[partial[Tensor]]]:
         """Pooled features [G*b, D] of this rank to the loss, a number, and to G functions that give it its gradient."""
@@ -116,7 +127,7 @@ class TrainingStep:
 
     def _backward(self, loss: Tensor) -> Tensor | float:
         """One micro-batch's gradients, and after the last one the step; the norm counts only then."""
-        self._engine.backward(loss)
+        back_propagate(self._engine, loss)
         return take_step(self._engine)
 
 
@@ -127,5 +138,27 @@ def _pull(to_audio: Tensor, to_image: Tensor, output: PretrainOutput) -> Tensor:
     return (output.audio_pooled.to(wide) * to_audio).sum() + (output.image_pooled.to(wide) * to_image).sum()
 
 
-def _mean(losses: Sequence[Tensor]) -> PretrainLosses:
-    return PretrainLosses(*torch.stack(list(losses)).mean(0))
+def _done(trained: Iterable[_Trained]) -> StepDone:
+    """All micro-batches of a step, of each of which only numbers are kept."""
+    losses, bad, found = [], [], []
+    for last in trained:
+        losses.append(last.losses)
+        bad += last.bad
+        found.append(last.evidence)
+    means = PretrainLosses(*torch.stack(losses).mean(0))
+    return StepDone(means, last.output, last.grad_norm, bad, last.skipped, found)
+
+
+def _ways(ready: Ready, output: PretrainOutput) -> dict[str, Tensor | None]:
+    """Where a clip's own numbers can be looked at, in the order in which they arise.
+
+    With decoder chunks the predictions are those of some clips only, and are not looked at.
+    """
+    return {
+        "sound": ready.audio,
+        "frame": ready.images,
+        "audio features": output.audio_pooled,
+        "image features": output.image_pooled,
+        "audio prediction": output.audio_prediction,
+        "image prediction": output.image_prediction,
+    }

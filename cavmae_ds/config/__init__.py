@@ -3,6 +3,7 @@
 from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.config.sections.data import DataConfig, SourceConfig
 from cavmae_ds.config.sections.finetune import FinetuneConfig
+from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.model import MaskConfig, ModelConfig
@@ -16,6 +17,7 @@ __all__ = [
     "ContrastiveConfig",
     "DataConfig",
     "FinetuneConfig",
+    "GuardConfig",
     "InitConfig",
     "LossConfig",
     "MaskConfig",

@@ -35,6 +35,7 @@ class Clip(NamedTuple):
     bad: BadClip | None
     partner: Clip | None = None  # another clip, of this turn, to be mixed with
     share: float = 1.0  # of this clip in the mix
+    clip_id: str = ""  # its name in the data
 
 
 class Partners(NamedTuple):
@@ -64,13 +65,15 @@ class Batch(NamedTuple):
     labels: list[list[int]]  # class ids of each clip
     bad: list[BadClip]  # those that had to be replaced
     partners: Partners | None = None
+    clip_ids: Sequence[str] = ()  # their names, for those who read the log
 
 
 def decode_clip(
     sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: BadClip | None = None
 ) -> Clip:
     """A record's sound and one of its frames. Raises DataError, naming the clip, if the record is damaged."""
-    return Clip(clip_index, epoch, audio_of(sample), frame_of(sample, frame), labels_of(sample), bad)
+    audio, image, labels = audio_of(sample), frame_of(sample, frame), labels_of(sample)
+    return Clip(clip_index, epoch, audio, image, labels, bad, clip_id=sample["clip_id"])
 
 
 def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
@@ -94,6 +97,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
         labels=[clip.labels.tolist() for clip in clips],
         bad=[clip.bad for clip in (*clips, *(partner for *_, partner in mixed)) if clip.bad],
         partners=_partners(mixed) if mixed else None,
+        clip_ids=[clip.clip_id for clip in clips],
     )
 
 

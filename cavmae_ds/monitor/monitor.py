@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +68,7 @@ class Monitor:
         self._cfg, self._numbers, self._world = cfg, numbers, world
         self._fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
         self._terms = torch.zeros(len(self._fields), device=world.device, dtype=torch.float64)
+        self._taken = 0
         self._bad = BadClips(cfg.data.max_bad_share)
         self._work = OwnWork(engine, world.device)
         self._norms = BlockNorms(engine, world, cfg.optim.clip_grad_norm) if cfg.monitor.norms_every else None
@@ -104,10 +104,12 @@ class Monitor:
     def step_done(self, step: int, done: StepDone) -> None:
         """Note one optimizer step (1-based); write what is due.
 
-        Raises DataError above data.max_bad_share, FloatingPointError when the loss is no longer a number.
+        A step that was skipped counts in no mean of losses. Raises DataError above data.max_bad_share.
         """
         self._last_step = step
-        self._terms += torch.stack([term.double() for term in done.losses])
+        if not done.skipped:
+            self._terms += torch.stack([term.double() for term in done.losses])
+            self._taken += 1
         for line in self._bad.note(done.bad):
             tqdm.write(f"bad clip: {line}")
         self._progress.update()
@@ -118,7 +120,8 @@ class Monitor:
         self._arm(step + 1)
         self._draw_saves()
         every = self._cfg.monitor.pictures_every
-        if self._curves and every and step % every == 0 and isinstance(self._cfg, RunConfig) and drawable(done.output):
+        due = every > 0 and step % every == 0 and not done.skipped
+        if self._curves and due and isinstance(self._cfg, RunConfig) and drawable(done.output):
             figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
             self._curves.picture("reconstructions", figure_pixels(figure), step)
 
@@ -150,7 +153,7 @@ class Monitor:
 
     def _write_point(self, step: int, grad_norm: float) -> None:
         steps = step - self._last_point
-        means = mean_over_ranks(self._terms / steps)
+        means = mean_over_ranks(self._terms / self._taken)  # no numbers if all steps were skipped
         losses = dict(zip(self._fields, means.tolist(), strict=True))
         memory = memory_gib(self._world.device)
         bad, lines = self._bad.take()
@@ -183,10 +186,9 @@ class Monitor:
             f"data wait {points['perf/data_wait_share']:.0%}"
         )
         self._tell(step, self._stragglers.judge(found), bad_by_damage.any().item(), lines)
-        if not math.isfinite(losses["total"]):
-            raise FloatingPointError(f"the loss is {losses['total']} at step {step}")
         self._bad.check()
         self._terms.zero_()
+        self._taken = 0
         self._last_point, self._since = step, time.perf_counter()
 
     def _tell(self, step: int, slow: str | None, any_bad: bool, lines: list[str]) -> None:

@@ -57,6 +57,7 @@ MISTAKES = {
     "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "silence within a few signs of life": (["watch.silence_seconds=1"], ["watch.silence_seconds", "equal to 5", "1"]),
+    "every step a spike": (["guard.spike_factor=0.5"], ["guard.spike_factor", "larger than 1, or 0", "got 0.5"]),
     "stuck before silent": (["watch.stuck_seconds=30"], ["watch: stuck_seconds", "silence_seconds = 60", "got 30"]),
     "stuck while a batch may be waited for": (
         ["watch.stuck_seconds=300"], ["watch.stuck_seconds", "data.timeout_seconds = 300", "got 300"],

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from cavmae_ds.config.sections.base import Folder, Section
 from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.model import ModelConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
@@ -33,6 +34,7 @@ class CommonConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     watch: WatchConfig = WatchConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="before")
     @classmethod

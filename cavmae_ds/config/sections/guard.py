@@ -1,0 +1,35 @@
+"""What is done about steps whose numbers are wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from cavmae_ds.config.sections.base import Positive, Section, Weight
+
+
+class GuardConfig(Section):
+    """Steps that are not taken, and steps that are looked at.
+
+    A step whose loss or gradient is not finite, on any rank, is skipped by all: weights, moments and running means stay
+    as they are, the clips count as seen. The log names the clips, RUN/nonfinite holds what is known of each.
+    """
+
+    max_nonfinite_in_a_row: Positive = 10
+    """So many skipped steps in a row end the run: a clip in ten thousand may be broken, ten batches in a row mean that
+    the weights are, and that going on learns nothing."""
+    spike_factor: Weight = 10.0
+    """A gradient whose norm is so many times the median of the last ones is told, and RUN/spikes names its clips; the
+    step is taken (optim.clip_grad_norm bounds it). 10: norms of neighbouring steps differ by some ten percent, over a
+    whole run by a few times. 0: nothing is told."""
+    spike_window: Annotated[int, Field(ge=8)] = 200
+    """Norms in the median, which spikes move only when half of them are; judged from a quarter of them on. Long enough
+    not to follow a rise within it, short beside the thousands of steps over which norms fall."""
+
+    @field_validator("spike_factor")
+    @classmethod
+    def _above_the_usual(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise ValueError(f"must be larger than 1, or 0 to tell nothing, got {factor:g}; all steps would be spikes")
+        return factor
