@@ -1,0 +1,116 @@
+"""`cavmae doctor`: on this host alone, or on every rank when the launcher starts launch/doctor.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cavmae_ds.errors import ConfigError, RankError, UserError
+from cavmae_ds.survival.leaving import ExitCode, leave, say
+
+if TYPE_CHECKING:
+    from cavmae_ds.config import CommonConfig
+    from cavmae_ds.doctor.examine import Asked
+    from cavmae_ds.doctor.report import Line
+
+
+def doctor(
+    run: Annotated[Path | None, typer.Argument(help="Run file; without it the defaults of one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")] = None,
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="s3://bucket/prefix or folder to read from, besides those of the run.")
+    ] = None,
+    clips_per_second: Annotated[
+        float, typer.Option(min=0, help="Clips that the whole run takes a second (cavmae plan); 0: not known.")
+    ] = 0.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Longest that one check may take.")] = 60.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings there too.")] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
+) -> None:
+    """Look for what would end a run, or slow it down, before it starts; each thing to fix comes with what to do.
+
+    Versions, devices, shared memory, disks, buckets and their speed, compiler; under the launcher also whether all
+    ranks are alike, and how fast they reach each other. Nothing is changed.
+
+    \b
+    Examples:
+      cavmae doctor RUN.yaml
+      cavmae doctor --bucket s3://my-bucket/train --json found.json
+      deepspeed --hostfile launch/hostfile launch/doctor.py RUN.yaml
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: a store that is gone is no news
+    from cavmae_ds.doctor.examine import Asked, own_findings, run_findings
+    from cavmae_ds.doctor.finding import ok, refused
+    from cavmae_ds.doctor.report import Line, merged
+
+    try:
+        cfg, about = _config(run, overrides or []), ok("run file", str(run) if run else "none: the defaults")
+    except UserError as error:
+        cfg, about, run = _config(None, []), refused("run file", error), None
+    asked = Asked(cfg, run is not None, tuple(bucket or []), clips_per_second, seconds)
+    if asked.ranks == 1:
+        hosts = {0: socket.gethostname()}
+        lines = merged({0: [*own_findings(asked, local_rank), *run_findings(asked)]})
+    else:
+        lines, hosts = _together(asked, local_rank)
+    _tell([Line(about), *lines], hosts, asked.ranks, json_file)
+
+
+def _together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[int, str]]:
+    """Returns on the first rank alone."""
+    from cavmae_ds.distributed import is_lost_connection
+    from cavmae_ds.doctor.ranks import examine_together
+
+    try:
+        lines, hosts = examine_together(asked, local_rank)
+    except RankError as error:  # each rank has its own to say
+        say(f"doctor: error: {error}")
+        leave(ExitCode.REFUSED)
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        say(f"doctor: error: rank {os.environ['RANK']} on {socket.gethostname()} has lost the others: {error}")
+        leave(ExitCode.LOST)
+    if not hosts:
+        leave(ExitCode.DONE)  # not by the interpreter's end: a check that hangs would hold it up
+    return lines, hosts
+
+
+def _config(run: Path | None, overrides: Sequence[str]) -> CommonConfig:
+    """The run of whichever kind, or the defaults. Raises ConfigError as load_run does."""
+    from cavmae_ds.config import FinetuneConfig, RunConfig
+    from cavmae_ds.config.load import read_values, validate_run
+
+    if run is None:
+        return validate_run({"train": {"epochs": 1}}, RunConfig)
+    values = read_values(run, overrides)
+    if values.keys() & (FinetuneConfig.model_fields.keys() - RunConfig.model_fields.keys()):
+        return validate_run(values, FinetuneConfig)
+    return validate_run(values, RunConfig)
+
+
+def _tell(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int, json_file: Path | None) -> None:
+    """Table, document, exit code. Raises ConfigError if the document cannot be written."""
+    from cavmae_ds.doctor.finding import Verdict
+    from cavmae_ds.doctor.report import document, summary, table, worst
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a file has no edge to wrap at
+    console.print(table(lines, hosts, ranks))
+    console.print(summary(lines))
+    if ranks == 1:
+        console.print("This host alone; with a launcher, hosts and links are compared: launch/doctor.py.")
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(document(lines, hosts, ranks), indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--json {str(json_file)!r} cannot be written: {error.strerror}") from error
+    leave(ExitCode.REFUSED if worst(lines) == Verdict.FIX else ExitCode.DONE)

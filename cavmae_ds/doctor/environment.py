@@ -1,0 +1,46 @@
+"""What variables and clocks say: shown, or refused, but never a credential's value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import psutil
+
+from cavmae_ds.doctor.finding import Finding, fix, note, ok
+
+SHOWN = "NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "UCX_", "FI_"
+CREDENTIALS = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"
+SECRET = "KEY", "TOKEN", "SECRET", "PASSWORD"
+
+
+def check_environment() -> list[Finding]:
+    """Settings of the network and which credentials are set."""
+    return network_settings(os.environ, set(psutil.net_if_addrs()))
+
+
+def network_settings(environment: Mapping[str, str], interfaces: set[str]) -> list[Finding]:
+    """Variables of NCCL and gloo as they are, but for those that may be secret; interfaces must be there."""
+    shown = sorted(name for name in environment if name.startswith(SHOWN))
+    said = ", ".join(f"{name}={_value(name, environment[name])}" for name in shown)
+    found = [note("network settings", said) if said else ok("network settings", "none, as it should be")]
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        wanted = environment.get(name, "")
+        exact = name.startswith("GLOO") or wanted.startswith("=")
+        names = [one for one in wanted.lstrip("=").split(",") if one]
+        if names and not wanted.startswith("^") and not any(_there(one, interfaces, exact) for one in names):
+            there = ", ".join(sorted(interfaces))
+            found.append(fix(name, f"{wanted}, this host has {there}", f"unset {name}, or name one of these"))
+    have = [name for name in CREDENTIALS if environment.get(name)]
+    endpoint = environment.get("S3_ENDPOINT_URL", "")
+    where = "another endpoint by S3_ENDPOINT_URL" if endpoint else "AWS's own endpoint"
+    found.append(ok("credentials", f"set: {', '.join(have) or 'no AWS_*'}; {where}"))
+    return found
+
+
+def _there(name: str, interfaces: set[str], exact: bool) -> bool:
+    return name in interfaces if exact else any(one.startswith(name) for one in interfaces)
+
+
+def _value(name: str, value: str) -> str:
+    return "(set)" if any(part in name.upper() for part in SECRET) else value

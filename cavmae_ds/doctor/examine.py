@@ -1,0 +1,84 @@
+"""What is looked at on a host, and by each rank for itself."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.doctor.bucket import check_address
+from cavmae_ds.doctor.compiling import check_compiler
+from cavmae_ds.doctor.devices import check_devices, check_threads
+from cavmae_ds.doctor.environment import check_environment
+from cavmae_ds.doctor.finding import Check, Finding, bounded, ok
+from cavmae_ds.doctor.leftovers import check_leftovers
+from cavmae_ds.doctor.space import check_disk, check_limits, check_shared_memory, check_temporary
+from cavmae_ds.doctor.versions import check_versions
+from cavmae_ds.launched import ranks_of_this_host
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the doctor was told; the same on all ranks."""
+
+    cfg: CommonConfig
+    has_run: bool
+    """The config comes from a run file."""
+    addresses: tuple[str, ...]
+    """Besides those of the run."""
+    clips_per_second: float
+    limit_s: float
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_findings(asked: Asked, local_rank: int) -> list[Finding]:
+    """Of this rank; the first one of a host looks at the host too, one thing after the other."""
+    checks = _of_a_host(asked) if local_rank == 0 else {}
+    checks["device"] = partial(check_devices, asked.cfg, local_rank)
+    return [finding for name, check in checks.items() for finding in bounded(name, check, asked.limit_s)]
+
+
+def run_findings(asked: Asked) -> list[Finding]:
+    """Whether the run fits its ranks, its shards and its engine fragment; one rank asks."""
+    return bounded("run", partial(_numbers, asked), asked.limit_s) if asked.has_run else []
+
+
+def _numbers(asked: Asked) -> list[Finding]:
+    cfg = asked.cfg
+    if isinstance(cfg, FinetuneConfig):
+        numbers: CommonNumbers = derive_finetuning(cfg, asked.ranks)
+    else:
+        assert isinstance(cfg, RunConfig)
+        numbers = derive(cfg, asked.ranks)
+    return [ok("run", f"{numbers.clips:,} clips, {numbers.total_steps:,} steps of {numbers.global_batch:,} clips")]
+
+
+def _of_a_host(asked: Asked) -> dict[str, Check]:
+    cfg, hosts = asked.cfg, max(1, asked.ranks // ranks_of_this_host())
+    checks: dict[str, Check] = {
+        "versions": check_versions,
+        "threads": partial(check_threads, cfg),
+        "/dev/shm": partial(check_shared_memory, cfg),
+        "TMPDIR": partial(check_temporary, cfg),
+        "disk": partial(check_disk, cfg),
+        "limits": partial(check_limits, cfg, asked.ranks),
+        "environment": check_environment,
+    }
+    for url in _read_from(asked):
+        checks[url] = partial(check_address, url, asked.limit_s, asked.clips_per_second / hosts, written=False)
+    if asked.has_run and cfg.checkpoint.address:
+        url = cfg.checkpoint.address
+        checks[url] = partial(check_address, url, asked.limit_s, 0.0, written=True)
+    return checks | {"Triton": check_compiler, "leftovers": check_leftovers}
+
+
+def _read_from(asked: Asked) -> list[str]:
+    data = asked.cfg.data
+    addresses = [*(source.remote for source in data.all_sources), data.validation, *asked.addresses]
+    return list(dict.fromkeys(address for address in addresses if address))

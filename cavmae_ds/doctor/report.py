@@ -1,0 +1,95 @@
+"""All findings as a table for people, or one document of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from cavmae_ds.doctor.finding import Finding, Verdict
+
+VERSION = 1
+"""Of the document: raised when a key changes its meaning or goes."""
+COLOURS = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.FIX: "bold red"}
+
+
+class Line(NamedTuple):
+    """A finding and the ranks that made it; none: it is about all of them."""
+
+    finding: Finding
+    ranks: tuple[int, ...] = ()
+
+
+def merged(by_rank: Mapping[int, Sequence[Finding]]) -> list[Line]:
+    """The same finding of several ranks becomes one line, in the order of the checks."""
+    ranks: dict[Finding, list[int]] = {}
+    for rank, findings in sorted(by_rank.items()):
+        for finding in findings:
+            ranks.setdefault(finding, []).append(rank)
+    names = list(dict.fromkeys(finding.name for finding in ranks))
+    return [Line(finding, tuple(who)) for name in names for finding, who in ranks.items() if finding.name == name]
+
+
+def worst(lines: Iterable[Line]) -> Verdict:
+    """FIX if anything must change."""
+    return max((line.finding.verdict for line in lines), key=list(Verdict).index, default=Verdict.OK)
+
+
+def spans(ranks: Iterable[int]) -> str:
+    """(0, 1, 2, 5) -> 0-2, 5"""
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and rank == parts[-1][1] + 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in parts)
+
+
+def where(line: Line, hosts: Mapping[int, str]) -> str:
+    """Which ranks, and their hosts where these are few."""
+    names = list(dict.fromkeys(hosts.get(rank, "?") for rank in line.ranks))
+    if not line.ranks:
+        return "all"
+    return f"{spans(line.ranks)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "version": VERSION,
+        "verdict": worst(lines).value,
+        "ranks": ranks,
+        "hosts": {str(rank): host for rank, host in sorted(hosts.items())},
+        "findings": [
+            line.finding._asdict() | {"verdict": line.finding.verdict.value, "ranks": list(line.ranks)}
+            for line in lines
+        ],
+    }
+
+
+def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
+    """A line for each finding, what to do below it."""
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    drawn.add_column("")
+    drawn.add_column("check", no_wrap=True)
+    drawn.add_column("found", overflow="fold")
+    if ranks > 1:
+        drawn.add_column("ranks (hosts)", overflow="fold")
+    for line in lines:
+        name, verdict, found, do = line.finding
+        said = escape(found) + (f"\n[bold]-> {escape(do)}[/bold]" if do else "")
+        cells = [f"[{COLOURS[verdict]}]{verdict.value}[/]", escape(name), said]
+        drawn.add_row(*cells, *([escape(where(line, hosts))] if ranks > 1 else []))
+    return drawn
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """The last line."""
+    counts = {verdict: sum(line.finding.verdict == verdict for line in lines) for verdict in Verdict}
+    if counts[Verdict.FIX]:
+        return f"{counts[Verdict.FIX]} to fix first, {counts[Verdict.NOTE]} to know, {counts[Verdict.OK]} in order"
+    return f"nothing to fix, {counts[Verdict.NOTE]} to know, {counts[Verdict.OK]} in order"

@@ -1,0 +1,270 @@
+"""What each check makes of what it sees: pure rules, by table."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from cavmae_ds.config.load import validate_config
+from cavmae_ds.doctor.bucket import throughput
+from cavmae_ds.doctor.clocks import clock_finding, clocks_of_ranks
+from cavmae_ds.doctor.compiling import c_compiler
+from cavmae_ds.doctor.devices import accelerator, threads
+from cavmae_ds.doctor.environment import network_settings
+from cavmae_ds.doctor.finding import Finding, Verdict, bounded, fix, ok
+from cavmae_ds.doctor.leftovers import stale_locks, unused
+from cavmae_ds.doctor.ranks import Facts, differences, own_name, shared_names, silent
+from cavmae_ds.doctor.report import Line, document, merged, spans, worst
+from cavmae_ds.doctor.space import GIB, decoded_clip_bytes, disk, locked_memory, open_files, parameters, shared_memory
+from cavmae_ds.doctor.versions import as_constrained, constraints, declared, python_version, requirements_met
+from cavmae_ds.errors import DataError
+from tests.launcher import CHECKOUT
+
+
+def verdicts(*findings: Finding) -> list[str]:
+    for finding in findings:
+        assert finding.fix or finding.verdict != Verdict.FIX, finding
+    return [finding.verdict.value for finding in findings]
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("3.9.19", "FIX"), ("3.10.0", "OK"), ("3.12.8", "OK"), ("3.13.0", "FIX")]
+)
+def test_a_python_that_the_package_does_not_run_on_is_to_fix(version, verdict):
+    assert verdicts(python_version(version, declared(CHECKOUT)[0])) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({"numpy": "2.1.3", "av": "18.1.0"}, "all 2 requirements are met"),
+        ({"numpy": "2.3.0", "av": "18.1.0"}, "numpy 2.3.0, needs <2.2"),
+        ({"numpy": "2.1.3"}, "av is not installed"),
+    ],
+)
+def test_missing_and_too_new_packages_are_named(installed, said):
+    wanted = [Requirement("numpy<2.2"), Requirement("av>=16,<19"), Requirement('tomli; python_version < "3.0"')]
+    finding = requirements_met(wanted, installed)
+    assert finding.found == said
+    assert verdicts(finding) == ["OK" if said.startswith("all") else "FIX"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("torch==2.11.0", ["OK"]),
+        ("torch==2.11.7", ["OK", "NOTE"]),  # another patch level fits
+        ("torch==2.12.0", ["FIX"]),
+        ("einops==0.8.1", ["NOTE"]),
+        ("absent==1.0", []),
+    ],
+)
+def test_a_matched_package_of_another_minor_version_is_to_fix_and_others_are_said(line, expected):
+    installed = {"torch": "2.11.0+cu130", "einops": "0.8.2"}
+    assert verdicts(*as_constrained([Requirement(line)], installed)) == expected
+
+
+def test_a_changed_line_of_the_constraints_is_found_out(tmp_path):
+    text = (CHECKOUT / "launch" / "constraints.txt").read_text()
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "constraints.txt").write_text(text.replace("deepspeed==0.19.8", "deepspeed==0.18.2"))
+    (apart,) = [f for f in as_constrained(constraints(tmp_path), {"deepspeed": "0.19.8"}) if f.verdict == Verdict.FIX]
+    assert apart.found == "deepspeed 0.19.8 instead of 0.18.2"
+    assert verdicts(*as_constrained(constraints(CHECKOUT), {"deepspeed": "0.19.8"})) == ["OK"]
+
+
+def test_without_a_checkout_the_installed_package_says_what_it_needs(tmp_path):
+    pythons, wanted = declared(tmp_path)
+    assert pythons == SpecifierSet(">=3.10,<3.13")
+    assert {"torch", "deepspeed"} <= {one.name for one in wanted}
+    assert constraints(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers", "told", "gpu", "expected"),
+    [
+        (16, 2, 2, "", False, ["OK"]),
+        (16, 2, 2, "8", False, ["OK"]),
+        (16, 2, 2, "16", False, ["FIX"]),
+        (16, 2, 2, "16", True, ["NOTE"]),
+        (16, 2, 2, "many", True, ["FIX"]),
+        (16, 2, 2, "0", True, ["FIX"]),
+        (16, 8, 4, "", True, ["OK", "NOTE"]),
+    ],
+)
+def test_threads_and_workers_are_held_against_the_cores(cores, ranks, workers, told, gpu, expected):
+    assert verdicts(*threads(cores, ranks, workers, told, gpu)) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu", "verdict"),
+    [("", True, "OK"), ("", False, "OK"), ("cpu", False, "OK"), ("cpu", True, "FIX"), ("cuda", False, "FIX")],
+)
+def test_the_accelerator_that_is_asked_for_must_be_there(told, gpu, verdict):
+    assert verdicts(accelerator(told, gpu)) == [verdict]
+
+
+def test_shared_memory_that_is_too_small_says_to_which_size(tmp_path):
+    assert verdicts(shared_memory(3 * GIB, 4 * GIB, 3 * GIB, "x")) == ["OK"]
+    small = shared_memory(GIB // 16, GIB // 16, 3 * GIB, "x")
+    assert verdicts(small) == ["FIX"]
+    assert "--shm-size=3g" in small.fix and "size=3G" in small.fix
+    assert decoded_clip_bytes(224) == 320_000 + 150_528
+
+
+def test_a_disk_needs_room_and_a_folder_that_may_be_written(tmp_path):
+    assert verdicts(disk("run_dir", tmp_path / "not" / "yet", 1, "x", "free")) == ["OK"]
+    full = disk("run_dir", tmp_path, 1 << 60, "x", "free")
+    assert verdicts(full) == ["FIX"] and "GiB" in full.fix
+    (tmp_path / "file").touch()
+    blocked = disk("run_dir", tmp_path / "file" / "below", 1, "x", "free")
+    assert verdicts(blocked) == ["FIX"] and "cannot be written" in blocked.found
+    base = validate_config({"train": {"epochs": 1}, "model": {"preset": "base"}})
+    assert 150e6 < parameters(base) < 250e6
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "verdict", "do"),
+    [
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, "OK", ""),
+        (4096, 4096, "OK", ""),
+        (1024, 1 << 20, "FIX", "ulimit -n 2048"),
+        (1024, 1024, "FIX", "limits.conf"),
+    ],
+)
+def test_too_few_open_files_say_which_limit_to_raise(soft, hard, verdict, do):
+    finding = open_files(soft, hard, 2048)
+    assert verdicts(finding) == [verdict] and do in finding.fix
+
+
+def test_infiniband_needs_locked_memory_without_a_limit():
+    assert verdicts(locked_memory(resource.RLIM_INFINITY, "mlx5_0"), locked_memory(65536, "mlx5_0")) == ["OK", "FIX"]
+
+
+def test_network_settings_are_shown_and_a_missing_interface_is_to_fix():
+    interfaces = {"lo", "eth0", "eth1"}
+    settings = {"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "eth", "FI_TOKEN": "abc"}
+    shown, gloo, credentials = network_settings(settings | {"AWS_SECRET_ACCESS_KEY": "hush"}, interfaces)
+    assert verdicts(shown, gloo, credentials) == ["NOTE", "FIX", "OK"]  # eth is a prefix for NCCL alone
+    assert "NCCL_DEBUG=INFO" in shown.found and "abc" not in shown.found
+    assert "AWS_SECRET_ACCESS_KEY" in credentials.found and "hush" not in credentials.found
+    assert verdicts(*network_settings({"NCCL_SOCKET_IFNAME": "=eth"}, interfaces)) == ["NOTE", "FIX", "OK"]
+    assert verdicts(*network_settings({"NCCL_SOCKET_IFNAME": "^docker0"}, interfaces)) == ["NOTE", "OK"]
+    assert verdicts(*network_settings({}, interfaces)) == ["OK", "OK"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "verdict"), [(0.0, "OK"), (-0.9, "OK"), (1.5, "NOTE"), (-3.0, "NOTE"), (6.0, "FIX"), (-9e9, "FIX")]
+)
+def test_clocks_that_are_apart_are_noted_then_to_fix(ahead_s, verdict):
+    assert verdicts(clock_finding("clock", ahead_s, "the server's")) == [verdict]
+    assert verdicts(clocks_of_ranks({0: 1e9, 1: 1e9 + ahead_s, 2: 1e9})) == [verdict]
+
+
+def test_the_rank_whose_clock_is_ahead_is_named():
+    assert clocks_of_ranks({0: 100.0, 1: 107.5, 2: 100.1}).found == "rank 1's is 7.5 s ahead of rank 0's"
+
+
+def test_a_bucket_that_is_too_slow_for_the_run_is_to_fix():
+    rates = {1: 40e6, 4: 90e6}  # 90 MB/s are 200 clips/s
+    slow = throughput("s3://b/p", rates, 250)
+    assert verdicts(throughput("s3://b/p", rates, 0), throughput("s3://b/p", rates, 190), slow) == ["OK", "OK", "FIX"]
+    assert "201 clips/s" in slow.found and "250 are needed" in slow.found
+
+
+def test_a_compiler_is_only_needed_on_a_gpu(tmp_path, monkeypatch):
+    assert verdicts(c_compiler("", True)) == ["OK"]
+    assert verdicts(c_compiler("/nowhere/gcc", True)) == ["FIX"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert verdicts(c_compiler("", True), c_compiler("", False)) == ["FIX", "NOTE"]
+
+
+def facts(host: str, local_rank: int, **changed: str) -> Facts:
+    alike = dict.fromkeys(("code", "packages", "Python", "run", "device", "network settings"), "same")
+    return Facts(host, local_rank, alike | changed)
+
+
+def test_what_differs_between_ranks_is_named_with_ranks_and_hosts():
+    who = {0: facts("a", 0), 1: facts("a", 1), 2: facts("b", 0, code="other"), 3: facts("b", 1, code="other")}
+    code, rest = differences(who)
+    assert verdicts(code, rest) == ["FIX", "OK"]
+    assert code.found == "same on ranks 0-1 (a); other on ranks 2-3 (b)"
+    assert "code" not in rest.found and "packages" in rest.found
+    assert shared_names(who) == []
+
+
+def test_hosts_of_one_name_and_silent_ranks_are_named():
+    (shared,) = shared_names({0: facts("a", 0), 1: facts("a", 1), 2: facts("a", 0), 3: facts("a", 1), 4: facts("b", 0)})
+    assert verdicts(shared) == ["FIX"] and "0-3" in shared.found
+    assert silent(4, [0, 1, 2, 3], {}) == []
+    (missing,) = silent(4, [0], {0: "a", 1: "a", 2: "b"})
+    assert verdicts(missing) == ["FIX"] and missing.found == "1-3 (host a, b, unknown)"
+
+
+@pytest.mark.parametrize(
+    ("resolved", "hosts", "verdict"),
+    [("127.0.1.1", 1, "OK"), ("127.0.1.1", 2, "FIX"), ("nothing (unknown)", 2, "FIX"), ("10.0.0.7", 2, "OK")],
+)
+def test_a_name_that_leads_nowhere_for_others_is_to_fix_among_hosts(resolved, hosts, verdict, monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert verdicts(own_name("node", resolved, "eth0", "10.0.0.7", hosts)) == [verdict]
+
+
+@given(st.sets(st.integers(0, 600)))
+def test_spans_of_ranks_can_be_read_back(ranks):
+    read = set()
+    for part in filter(None, spans(ranks).split(", ")):
+        first, _, last = part.partition("-")
+        read |= set(range(int(first), int(last or first) + 1))
+    assert read == ranks
+
+
+def test_findings_that_several_ranks_share_are_one_line():
+    slow = fix("b", "slow", "repair")
+    lines = merged({0: [ok("a", "well"), slow], 1: [ok("a", "well"), ok("b", "fast")]})
+    assert lines == [Line(ok("a", "well"), (0, 1)), Line(slow, (0,)), Line(ok("b", "fast"), (1,))]
+    assert worst(lines) == Verdict.FIX
+    told = document(lines, {0: "x", 1: "y"}, 2)
+    assert told["verdict"] == "FIX" and told["findings"][1]["ranks"] == [0]
+
+
+def test_a_check_that_hangs_or_fails_is_a_finding():
+    def refuse() -> list[Finding]:
+        raise DataError("the bucket is gone; create it")
+
+    began = time.monotonic()
+    (hung,) = bounded("x", lambda: time.sleep(30) or [], 0.1)
+    assert time.monotonic() - began < 10 and "no answer within 0.1 s" in hung.found
+    (failed,) = bounded("x", lambda: [][0], 5)
+    assert "IndexError" in failed.found
+    (refused,) = bounded("x", refuse, 5)
+    assert (refused.found, refused.fix) == ("the bucket is gone", "create it")
+    assert verdicts(hung, failed, refused) == ["FIX"] * 3
+
+
+def test_only_files_that_no_process_holds_are_left_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("cavmae_ds.doctor.leftovers.YOUNG_S", -1.0)
+    for name in ("held", "left"):
+        (tmp_path / name).write_bytes(b"0" * 8192)
+    with (tmp_path / "held").open("rb"):
+        assert list(unused(tmp_path)) == ["left"]
+    monkeypatch.undo()
+    assert unused(tmp_path) == {}  # too young to tell
+
+
+def test_an_old_build_lock_is_to_remove(tmp_path):
+    lock: Path = tmp_path / "py311_cpu" / "op" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert verdicts(stale_locks([tmp_path])) == ["OK"]  # perhaps being built
+    os.utime(lock, (1e9, 1e9))
+    stale = stale_locks([tmp_path])
+    assert verdicts(stale) == ["FIX"] and stale.fix == f"rm {lock}"
