@@ -9,6 +9,7 @@ from cavmae_ds.compare.command import compare
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
+from cavmae_ds.doctor.command import doctor
 from cavmae_ds.errors import UserError
 from cavmae_ds.evaluate.commands import evaluate, inpaint, report
 from cavmae_ds.exchange.commands import export
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 for building in (prepare, import_official):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
-for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report, compare):
+for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report, compare, doctor):
     app.command(epilog=EXIT_CODES)(command)
 app.command(epilog=RUN_EXIT_CODES)(launch)
 app.add_typer(checkpoint, name="checkpoint")
