@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import tempfile
@@ -181,12 +182,19 @@ class _Ahead:
 
 
 class EvaluationClips(Dataset):
-    """Every clip once, in the order of the data, its middle frame: for evaluation and validation."""
+    """Every clip once, in the order of the data, its middle frame or another: for evaluation and validation."""
 
     def __init__(self, address: str | Sequence[str], cache: Path | None, data: DataConfig | None = None):
         """Clips of one or more addresses; `data` says how they are fetched. Built by all ranks together."""
         addresses = [address] if isinstance(address, str) else address
         self._shards = ShardCache(addresses, data or DataConfig(cache=cache))
+        self._frame = MIDDLE_FRAME
+
+    def with_frame(self, frame: int) -> EvaluationClips:
+        """The same clips, each with this frame (from 0)."""
+        other = copy.copy(self)
+        other._frame = frame
+        return other
 
     @property
     def clips_by_address(self) -> NDArray[np.int64]:
@@ -197,8 +205,8 @@ class EvaluationClips(Dataset):
         return self._shards.num_samples
 
     def __getitem__(self, index: int) -> Clip:
-        sample = self._shards.one_frame(index, MIDDLE_FRAME)
-        return decode_clip(sample, clip_index=index, epoch=0, frame=MIDDLE_FRAME)
+        sample = self._shards.one_frame(index, self._frame)
+        return decode_clip(sample, clip_index=index, epoch=0, frame=self._frame)
 
 
 def check_temporary_folder(workers: int) -> None:

@@ -1,1 +1,1 @@
-"""What a pretrained model is good for: retrieval, pictures of reconstructions."""
+"""What a trained model is good for: retrieval, classification, pictures of reconstructions."""

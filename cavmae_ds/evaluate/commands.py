@@ -1,4 +1,4 @@
-"""`cavmae evaluate`, `cavmae inpaint`, `cavmae report`: what a run folder can show. Heavy imports when they run."""
+"""`cavmae inpaint`, `cavmae report`: what a run folder can show. Heavy imports when they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
@@ -19,40 +18,6 @@ EMA = typer.Option("--ema", help="Take the running mean of the weights (train.em
 SCORES = "retrieval.json"
 
 console = Console(soft_wrap=True)
-
-
-def evaluate(
-    run_dir: Annotated[Path, RUN_DIR], data: Annotated[str, SHARDS], ema: Annotated[bool, EMA] = False
-) -> None:
-    """Score cross-modal retrieval: find the frame of a sound, and the sound of a frame.
-
-    Every clip is used once, unmasked, with its middle frame. Writes RUN_DIR/retrieval.json.
-
-    \b
-    Example:
-      cavmae evaluate runs/quickstart --data quickstart/shards/eval
-    """
-    import torch
-
-    from cavmae_ds.evaluate.pretrained import evaluation_batches, load_pretrained, pooled_features
-    from cavmae_ds.evaluate.retrieval import retrieval_scores
-
-    pretrained = load_pretrained(run_dir, ema)
-    audio, image, labels = [], [], []
-    for batch in track(evaluation_batches(pretrained, data), "features", console=Console(stderr=True), transient=True):
-        sounds, frames = pooled_features(pretrained, batch)
-        audio.append(sounds)
-        image.append(frames)
-        labels += batch.labels
-    scores = retrieval_scores(torch.cat(audio), torch.cat(image), labels)
-    values = scores._asdict() | {
-        "data": data,
-        "ema": ema,
-        "audio_to_image": scores.audio_to_image._asdict(),
-        "image_to_audio": scores.image_to_audio._asdict(),
-    }
-    (run_dir / SCORES).write_text(json.dumps(values, indent=1))
-    console.print(_retrieval_table(values))
 
 
 def inpaint(
@@ -121,25 +86,9 @@ def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
     )
 
 
-def _retrieval_table(scores: dict[str, Any]) -> Table:
-    table = Table("", "R@1", "R@5", "R@10", "median rank", "class P@1", title=f"retrieval among {scores['pool']} clips")
-    for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
-        row = scores[direction]
-        recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]
-        table.add_row(name, *recalls, f"{row['median_rank']:.0f}", _share(row["class_precision_at_1"]))
-    pool = scores["pool"]
-    chances = [f"{min(1.0, k / pool):.1%}" for k in (1, 5, 10)]
-    table.add_row("chance", *chances, f"{(pool + 1) / 2:.0f}", _share(scores["chance_class_precision_at_1"]))
-    return table
-
-
 def _beside_chance(scores: dict[str, Any], direction: str) -> str:
     row = scores[direction]
     text = f"R@1 {row['recall_at_1']:.1%} (chance {scores['chance_recall_at_1']:.1%})"
     if row["class_precision_at_1"] is not None:
         text += f", class P@1 {row['class_precision_at_1']:.1%} (chance {scores['chance_class_precision_at_1']:.1%})"
     return text
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
