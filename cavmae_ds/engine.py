@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -122,7 +123,8 @@ def take_step(engine: Any) -> torch.Tensor | float:
         engine.optimizer.overflow = not norm.isfinite()
     engine.step()
     if not engine.was_step_applied():
-        engine.lr_scheduler.step()
+        with warnings.catch_warnings(action="ignore"):  # torch takes a first step that is skipped for a mistake
+            engine.lr_scheduler.step()
     return engine.get_global_grad_norm() if norm is None else norm
 
 

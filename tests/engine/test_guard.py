@@ -106,14 +106,20 @@ def assert_spikes_are_told(log: list[dict], run: Path) -> None:
         assert len({clip["clip"] for clip in clips}) == 8 and all(clip["grad_norm"] > 0 for clip in clips)
 
 
-def test_nothing_but_skipped_steps_ends_the_run_in_one_sentence(tiny_shards, tmp_path):
-    finished = fork_ranks(2, PRETRAIN_WORKER, "all", run_file(tmp_path, tiny_shards), scratch=tmp_path)
+def test_skipped_steps_in_a_row_end_the_run_in_one_sentence_and_all_their_clips_are_listed(tiny_shards, tmp_path):
+    finished = fork_ranks(2, PRETRAIN_WORKER, "gradient", run_file(tmp_path, tiny_shards), scratch=tmp_path)
 
     assert finished.returncode == 2
     said = "pretrain: error: the last 2 steps, to step 2, had no finite loss or gradient and changed nothing"
     assert finished.stdout.count(said) == 1 and str(tmp_path / "run" / "nonfinite") in finished.stdout
     assert "Traceback" not in finished.stdout and "Warning" not in finished.stdout
     assert not whole_checkpoints(tmp_path / "run")
+    assert finished.stdout.count("not finite: of no clip by itself, all of the batch are listed") == 2
+    for step in (1, 2):
+        dumps = [tmp_path / "run" / "nonfinite" / f"step-{step:08d}-rank-{rank}.jsonl" for rank in range(2)]
+        clips = [json.loads(line) for dump in dumps for line in dump.read_text().splitlines()]
+        assert len({clip["clip"] for clip in clips}) == 8
+        assert all(all(clip["finite"].values()) and clip["losses"]["total"] > 0 for clip in clips)
 
 
 @given(st.integers(1, 9), st.lists(st.floats(0, 1e30), min_size=1, max_size=40))
