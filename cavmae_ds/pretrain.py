@@ -7,6 +7,8 @@ from typing import Any
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.derived import RunNumbers
+from cavmae_ds.config.sections.augment import AugmentConfig
+from cavmae_ds.data.augment import SoundAugmentation
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.distributed import World
 from cavmae_ds.loop import Parts, train
@@ -22,8 +24,13 @@ def pretrain(cfg: RunConfig, numbers: RunNumbers, stop: StopRequests) -> None:
 
 def pretraining_parts(cfg: RunConfig, numbers: RunNumbers, world: World, engine: Any) -> Parts:
     """Masked clips, both losses, and both looked at on clips that are held out."""
-    front_end = FrontEnd(cfg.model, world.device)
+    plain = FrontEnd(cfg.model, world.device)
+    front_end = FrontEnd(cfg.model, world.device, _noise(cfg)) if cfg.augment.noise else plain
     step = TrainingStep(cfg, numbers.accumulation, world, engine, front_end)
     validating = cfg.monitor.validate_every or cfg.monitor.probe_every
-    validation = Validation(cfg, numbers.total_steps, world, engine, front_end) if validating else None
+    validation = Validation(cfg, numbers.total_steps, world, engine, plain) if validating else None
     return Parts(front_end, step, validation)
+
+
+def _noise(cfg: RunConfig) -> SoundAugmentation:
+    return SoundAugmentation(AugmentConfig(freqm=0, timem=0), cfg.train.seed, cfg.data.audio_std)

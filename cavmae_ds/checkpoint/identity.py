@@ -52,8 +52,11 @@ def _of_kind(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
             for key, value in section.model_dump(mode="json").items()
         }
         return settings | {"classifier.classes": numbers.classes}
-    if isinstance(cfg, RunConfig) and cfg.loss.contrastive_weight > 0:
-        return {_POOL: _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)}
+    if isinstance(cfg, RunConfig):
+        pretraining: dict[str, Any] = {"augment.noise": True} if cfg.augment.noise else {}  # may be given up
+        if cfg.loss.contrastive_weight > 0:
+            pretraining[_POOL] = _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)
+        return pretraining
     return {}
 
 

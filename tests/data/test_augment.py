@@ -9,15 +9,20 @@ import pytest
 import torch
 
 from cavmae_ds.clip_random import Stream, clip_noise, clip_uniform
+from cavmae_ds.config.derived import derive
+from cavmae_ds.config.load import validate_config
 from cavmae_ds.config.sections.augment import AugmentConfig
 from cavmae_ds.config.sections.model import ModelConfig
 from cavmae_ds.data.augment import SoundAugmentation, draw_partner, mix, targets
 from cavmae_ds.data.clips import Batch, Clip, collate
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.spectrogram import LogMel
+from cavmae_ds.distributed import World
+from cavmae_ds.pretrain import pretraining_parts
 
 SEED, TURN, STD = 7, 2, 4.4849
 FRAMES = 112
+TRAIN = {"global_batch": 4, "micro_batch": 4, "steps": 2}
 
 
 def clip(index: int, samples: int, labels: list[int], partner: Clip | None = None, share: float = 1.0) -> Clip:
@@ -143,3 +148,15 @@ def test_a_mixed_log_mel_is_that_of_the_mixed_sound(batch):
     log_mel, _ = FrontEnd(ModelConfig(audio_frames=FRAMES), torch.device("cpu"))(batch)
     sounds, _ = mix(batch.audio, batch.n_samples, batch.images, batch.partners)
     assert torch.equal(log_mel, LogMel()(sounds, batch.n_samples, FRAMES))
+
+
+def test_pretraining_with_noise_adds_what_finetuning_adds_and_hides_nothing(batch):
+    cfg = validate_config({"model": {"audio_frames": FRAMES}, "augment": {"noise": True}, "train": TRAIN})
+    world = World(rank=0, size=1, local_rank=0, hosts=1, device=torch.device("cpu"))
+
+    heard = pretraining_parts(cfg, derive(cfg, 1, clips=8), world, engine=None).front_end(batch)[0]
+
+    plain = FrontEnd(cfg.model, world.device)(batch)[0]
+    noise = SoundAugmentation(AugmentConfig(freqm=0, timem=0), cfg.train.seed, cfg.data.audio_std)
+    assert not torch.equal(heard, plain)
+    torch.testing.assert_close(heard, noise(plain, batch.epoch, batch.clip_index), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""What finetuning does to clips."""
+"""What training does to clips."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from cavmae_ds.config.sections.base import Section
+
+
+class PretrainAugmentConfig(Section):
+    """What pretraining does to clips; validation changes nothing."""
+
+    noise: bool = False
+    """As in finetuning. Official recipes have it (spec/cav-mae.md 4.1); without it losses are of sounds as they are."""
 
 
 class AugmentConfig(Section):

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
+from cavmae_ds.config.sections.augment import PretrainAugmentConfig
 from cavmae_ds.config.sections.base import multiple
 from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.config.sections.losses import ContrastiveConfig, LossConfig
@@ -20,6 +21,7 @@ class RunConfig(CommonConfig):
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    augment: PretrainAugmentConfig = PretrainAugmentConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
