@@ -54,7 +54,7 @@ def doctor(
         cfg, about = _config(run, overrides or []), ok("run file", str(run) if run else "none: the defaults")
     except UserError as error:
         cfg, about, run = _config(None, []), refused("run file", error), None
-    asked = Asked(cfg, run is not None, tuple(bucket or []), clips_per_second, seconds)
+    asked = Asked(cfg, run is not None, tuple(bucket or []), clips_per_second, seconds, dict(os.environ))
     if asked.ranks == 1:
         hosts = {0: socket.gethostname()}
         lines = merged({0: [*own_findings(asked, local_rank), *run_findings(asked)]})

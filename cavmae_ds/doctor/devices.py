@@ -104,8 +104,8 @@ def threads(cores: int, ranks: int, workers: int, told: str, gpu: bool) -> list[
         said = f"OMP_NUM_THREADS={told} x {ranks} ranks on {cores} cores"
         found.append((note if gpu else fix)("threads", said, f"export OMP_NUM_THREADS={share}, or unset it"))
     else:
-        found.append(ok("threads", f"{cores} cores, {ranks} ranks, OMP_NUM_THREADS={told or f'{share} (not set)'}"))
+        found.append(ok("threads", f"cores: {cores}, ranks: {ranks}, OMP_NUM_THREADS={told or f'{share} (not set)'}"))
     if ranks * (1 + workers) > cores:
-        said = f"{ranks} ranks with {workers} loader workers each share {cores} cores"
+        said = f"{cores} cores for ranks: {ranks}, loader workers of each: {workers}"
         found.append(note("workers", said, "fewer data.workers, if clips are waited for all the same"))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import psutil
@@ -14,9 +13,9 @@ CREDENTIALS = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
 SECRET = "KEY", "TOKEN", "SECRET", "PASSWORD"
 
 
-def check_environment() -> list[Finding]:
+def check_environment(environment: Mapping[str, str]) -> list[Finding]:
     """Settings of the network and which credentials are set."""
-    return network_settings(os.environ, set(psutil.net_if_addrs()))
+    return network_settings(environment, set(psutil.net_if_addrs()))
 
 
 def network_settings(environment: Mapping[str, str], interfaces: set[str]) -> list[Finding]:

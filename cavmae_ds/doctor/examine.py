@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,17 +30,20 @@ class Asked:
     """Besides those of the run."""
     clips_per_second: float
     limit_s: float
+    environment: Mapping[str, str]
+    """As it was when the doctor was started: joining the others adds to it."""
 
     @property
     def ranks(self) -> int:
         """All of them."""
-        return int(os.environ.get("WORLD_SIZE", 1))
+        return int(self.environment.get("WORLD_SIZE", 1))
 
 
 def own_findings(asked: Asked, local_rank: int) -> list[Finding]:
     """Of this rank; the first one of a host looks at the host too, one thing after the other."""
-    checks = _of_a_host(asked) if local_rank == 0 else {}
-    checks["device"] = partial(check_devices, asked.cfg, local_rank)
+    checks: dict[str, Check] = {"device": partial(check_devices, asked.cfg, local_rank)}
+    if local_rank == 0:
+        checks |= _of_a_host(asked)
     return [finding for name, check in checks.items() for finding in bounded(name, check, asked.limit_s)]
 
 
@@ -68,7 +71,7 @@ def _of_a_host(asked: Asked) -> dict[str, Check]:
         "TMPDIR": partial(check_temporary, cfg),
         "disk": partial(check_disk, cfg),
         "limits": partial(check_limits, cfg, asked.ranks),
-        "environment": check_environment,
+        "environment": partial(check_environment, asked.environment),
     }
     for url in _read_from(asked):
         checks[url] = partial(check_address, url, asked.limit_s, asked.clips_per_second / hosts, written=False)

@@ -15,6 +15,7 @@ YOUNG_S = 120.0
 """Younger files may belong to a process that has not opened them yet."""
 LOCK_AGE_S = 900.0
 """No build of ours takes so long (spec/engine-notes.md 4: two minutes)."""
+WORTH_SAYING_BYTES = 16 << 20
 _SHOWN = 4
 
 
@@ -52,14 +53,14 @@ def _used(folder: Path) -> set[int]:
 
 def shared_memory(left: dict[str, int]) -> Finding:
     """Other containers may use what nobody here does, so it is for people to remove."""
-    if not left:
-        return ok("left in /dev/shm", "nothing")
+    if sum(left.values()) < WORTH_SAYING_BYTES:
+        return ok("left in /dev/shm", f"{len(left)} files that no process here uses, hardly any memory")
     largest = sorted(left, key=left.__getitem__, reverse=True)
     names = ", ".join(largest[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else "")
     return note(
         "left in /dev/shm",
         f"{sum(left.values()) / 2**20:.0f} MiB that no process here uses: {names}",
-        "rm them from /dev/shm if no other container has a run; *_owner_* and what is named alike the next run removes",
+        "names with 16 digits the next run removes; rm the others in /dev/shm, if no other container has a run",
     )
 
 

@@ -14,13 +14,13 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,15 @@ from cavmae_ds.doctor.examine import Asked, own_findings, run_findings
 from cavmae_ds.doctor.finding import Finding, Verdict, bounded, fix, ok
 from cavmae_ds.doctor.links import check_links, moment
 from cavmae_ds.doctor.report import Line, merged, spans
+from cavmae_ds.doctor.versions import installed_packages
 from cavmae_ds.errors import RankError
+from cavmae_ds.survival.leaving import ExitCode, leave, say
 
 JOIN_S = 120.0
 PATIENCE = 3
 """Times the limit of one check that the first rank, done itself, waits for what others found."""
+MOST_LIMITS = 30
+"""Times the limit of one check that a rank takes for everything, at most: there are some twenty checks."""
 _PAUSE_S = 0.05
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -70,9 +74,10 @@ def examine_together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[in
     Raises RankError if the ranks do not meet.
     """
     world = _join()
+    _end_after(MOST_LIMITS * asked.limit_s)
     meeting = _Meeting(world)
     meeting.tell("facts", asdict(facts(asked, local_rank)))
-    own = [*own_findings(asked, local_rank), *bounded("address", partial(check_address, world), asked.limit_s)]
+    own = [*own_findings(asked, local_rank), *bounded("address", partial(check_own_address, world), asked.limit_s)]
     if world.is_first:
         own += run_findings(asked)
     meeting.tell("found", own)
@@ -92,6 +97,18 @@ def _join() -> World:
             f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the others at {meeting_point} within "
             f"{JOIN_S:g} s ({said}); let every host resolve and reach that address, with no firewall in between"
         ) from error
+
+
+def _end_after(seconds: float) -> None:
+    """A rank that is still here then waits for one that is gone: a call to the store may hang when a link is cut."""
+
+    def end() -> None:
+        say(f"doctor: error: {socket.gethostname()} heard nothing from the first rank for {seconds:.0f} s")
+        leave(ExitCode.LOST)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _links(world: World, limit_s: float) -> dict[str, Any]:
@@ -128,9 +145,9 @@ def _findings(said: Sequence[Sequence[str]]) -> list[Finding]:
 
 def facts(asked: Asked, local_rank: int) -> Facts:
     """Of this rank."""
-    packages = sorted({f"{found.metadata['Name']} {found.version}" for found in distributions()})
+    packages = sorted(f"{name} {version}" for name, version in installed_packages().items())
     sources = [path.read_bytes() for path in sorted(PACKAGE.rglob("*.py"))]
-    network = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(SHOWN))
+    network = sorted(f"{name}={value}" for name, value in asked.environment.items() if name.startswith(SHOWN))
     gpu = torch.cuda.is_available()
     alike = {
         "code": _digest(b"".join(sources)),
@@ -147,7 +164,7 @@ def _digest(content: bytes) -> str:
     return sha256(content).hexdigest()[:12]
 
 
-def check_address(world: World) -> list[Finding]:
+def check_own_address(world: World) -> list[Finding]:
     """This host's name leads to an address that others reach, and which interface leads to them."""
     name = socket.gethostname()
     try:

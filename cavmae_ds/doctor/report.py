@@ -57,6 +57,23 @@ def where(line: Line, hosts: Mapping[int, str]) -> str:
     return f"{spans(line.ranks)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
+def shortened(lines: Sequence[Line]) -> list[Line]:
+    """What is in order in several ways (each host has its own address) becomes one line; all else stays."""
+    short: dict[Finding | str, list[Line]] = {}
+    for line in lines:
+        in_order = line.finding.verdict == Verdict.OK
+        short.setdefault(line.finding.name if in_order else line.finding, []).append(line)
+    return [_one(alike) for alike in short.values()]
+
+
+def _one(alike: Sequence[Line]) -> Line:
+    first, *others = alike
+    if not others:
+        return first
+    found = f"{first.finding.found}; {len(others)} more in order"
+    return Line(first.finding._replace(found=found), tuple(sorted(rank for line in alike for rank in line.ranks)))
+
+
 def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dict[str, Any]:
     """What --json writes."""
     return {
@@ -79,7 +96,7 @@ def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
     drawn.add_column("found", overflow="fold")
     if ranks > 1:
         drawn.add_column("ranks (hosts)", overflow="fold")
-    for line in lines:
+    for line in shortened(lines):
         name, verdict, found, do = line.finding
         said = escape(found) + (f"\n[bold]-> {escape(do)}[/bold]" if do else "")
         cells = [f"[{COLOURS[verdict]}]{verdict.value}[/]", escape(name), said]

@@ -26,13 +26,21 @@ _SHOWN = 6
 def check_versions(checkout: Path = CHECKOUT) -> list[Finding]:
     """Python, requirements, and the matched set; a package that is broken by its neighbour fails to import."""
     pythons, wanted = declared(checkout)
-    installed: dict[str, str] = {canonicalize_name(found.metadata["Name"]): found.version for found in distributions()}
+    installed = installed_packages()
     return [
         python_version(platform.python_version(), pythons),
         requirements_met(wanted, installed),
         *as_constrained(constraints(checkout), installed),
         *(importable(name, installed[name]) for name in ("torchvision", "torchaudio") if name in installed),
     ]
+
+
+def installed_packages() -> dict[str, str]:
+    """Name -> version of what is imported: the first on the path, for setuptools brings copies of its own."""
+    versions: dict[str, str] = {}
+    for found in distributions():
+        versions.setdefault(canonicalize_name(found.metadata["Name"]), found.version)
+    return versions
 
 
 def declared(checkout: Path) -> tuple[SpecifierSet, list[Requirement]]:

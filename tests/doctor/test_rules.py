@@ -8,21 +8,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from torch.distributed import TCPStore
 
 from cavmae_ds.config.load import validate_config
+from cavmae_ds.distributed import World
 from cavmae_ds.doctor.bucket import throughput
 from cavmae_ds.doctor.clocks import clock_finding, clocks_of_ranks
 from cavmae_ds.doctor.compiling import c_compiler
 from cavmae_ds.doctor.devices import accelerator, threads
 from cavmae_ds.doctor.environment import network_settings
+from cavmae_ds.doctor.examine import Asked
 from cavmae_ds.doctor.finding import Finding, Verdict, bounded, fix, ok
 from cavmae_ds.doctor.leftovers import stale_locks, unused
-from cavmae_ds.doctor.ranks import Facts, differences, own_name, shared_names, silent
-from cavmae_ds.doctor.report import Line, document, merged, spans, worst
+from cavmae_ds.doctor.links import link
+from cavmae_ds.doctor.ranks import Facts, _Meeting, differences, own_name, shared_names, silent
+from cavmae_ds.doctor.ranks import facts as gathered_facts
+from cavmae_ds.doctor.report import Line, document, merged, shortened, spans, worst
 from cavmae_ds.doctor.space import GIB, decoded_clip_bytes, disk, locked_memory, open_files, parameters, shared_memory
 from cavmae_ds.doctor.versions import as_constrained, constraints, declared, python_version, requirements_met
 from cavmae_ds.errors import DataError
@@ -268,3 +274,40 @@ def test_an_old_build_lock_is_to_remove(tmp_path):
     os.utime(lock, (1e9, 1e9))
     stale = stale_locks([tmp_path])
     assert verdicts(stale) == ["FIX"] and stale.fix == f"rm {lock}"
+
+
+def test_what_is_in_order_in_several_ways_is_one_line_of_the_table():
+    by_rank = {rank: [ok("address", f"10.0.0.{rank}"), ok("device", "CPU")] for rank in range(3)}
+    by_rank[2].append(fix("address", "127.0.1.1", "change it"))
+    address, wrong, device = shortened(merged(by_rank))
+    assert address == Line(ok("address", "10.0.0.0; 2 more in order"), (0, 1, 2))
+    assert (wrong.ranks, device.ranks) == ((2,), (0, 1, 2))
+
+
+def test_a_sum_that_arrives_changed_is_to_fix():
+    world = World(0, 2, 0, 1, torch.device("cpu"))
+    assert verdicts(link("all_reduce", 0.1, 2e9, world, True), link("all_reduce", 0.1, 2e9, world, False)) == [
+        "OK",
+        "FIX",
+    ]
+    assert "10.00 GB/s" in link("all_reduce", 0.1, 2e9, world, True).found
+
+
+def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch):
+    server = TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    first = _Meeting(World(0, 2, 0, 1, torch.device("cpu")))
+    first.tell("found", [["a", "OK", "b", ""]])
+    assert first.hear("found", 0.2) == {0: [["a", "OK", "b", ""]]}
+    assert not first.all_begin(False)
+
+
+def test_another_run_file_and_other_settings_of_the_network_make_other_facts():
+    def of(steps: int, **environment: str) -> dict[str, str]:
+        cfg = validate_config({"train": {"steps": steps}})
+        return gathered_facts(Asked(cfg, True, (), 0.0, 1.0, environment), 0).alike
+
+    same, other = of(1), of(2, NCCL_DEBUG="INFO")
+    assert same == of(1, AWS_SECRET_ACCESS_KEY="hush")
+    assert {key for key in same if same[key] != other[key]} == {"run", "network settings"}
