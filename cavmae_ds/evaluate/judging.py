@@ -63,6 +63,10 @@ class ModeScores(NamedTuple):
     scores: Classification
     of_frames: list[Classification]
     """Each of these frames alone, or the only scores."""
+    targets: Tensor
+    """[N, C] of 0 and 1."""
+    probabilities: Tensor
+    """[N, C], averaged."""
 
 
 def open_judged(weights: Path, shards: str, ema: bool = False) -> Judged:
@@ -170,9 +174,9 @@ def _of_mode(
 ) -> ModeScores:
     looked_at = frames if "v" in ROUTES[mode].towers else ()
     if len(alone) == 1:
-        return ModeScores(looked_at, alone[0], alone)
+        return ModeScores(looked_at, alone[0], alone, targets, total)
     mean = (total / len(alone)).clamp(max=1)  # a sum of ones may round up
-    return ModeScores(looked_at, _scores(judged, targets, mean), alone)
+    return ModeScores(looked_at, _scores(judged, targets, mean), alone, targets, mean)
 
 
 def _scores(judged: Judged, targets: Tensor, probabilities: Tensor) -> Classification:

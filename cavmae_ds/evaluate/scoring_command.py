@@ -16,6 +16,8 @@ from cavmae_ds.config.sections.classify import Mode
 from cavmae_ds.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cavmae_ds.evaluate.judging import Judged, ModeScores
 
 LONGEST_TABLE = 20  # classes; of more the best and the worst are shown
@@ -76,7 +78,8 @@ def evaluate(
 
     \b
     retrieval       find the frame of a sound, and the sound of a frame; writes retrieval.json
-    classification  mean average precision, AUC, d', accuracy; each class; writes classification.json
+    classification  mean average precision, AUC, d', accuracy; each class; writes classification.json and,
+                    for each mode, classification-MODE.png: curves, classes, confusions
 
     They are written into the run folder; beside a file, FILE.safetensors, as FILE.retrieval.json.
     What a finetuning run averaged over epochs is the file averaged.safetensors in its folder.
@@ -97,11 +100,16 @@ def evaluate(
     if chosen == What.retrieval:
         values, tables = _retrieval(judged, looked_at, classes_by)
     else:
-        values, tables = _classification(judged, looked_at, mode, probabilities)
-    path = weights / f"{chosen.value}.json" if weights.is_dir() else weights.with_suffix(f".{chosen.value}.json")
-    path.write_text(json.dumps(values | origin, indent=1))
+        values, tables, figures = _classification(judged, looked_at, mode, probabilities)
+        for name, figure in figures.items():
+            figure.savefig(_output(weights, f"{chosen.value}-{name}.png"), dpi=110)
+    _output(weights, f"{chosen.value}.json").write_text(json.dumps(values | origin, indent=1))
     for table in tables:
         console.print(table)
+
+
+def _output(weights: Path, name: str) -> Path:
+    return weights / name if weights.is_dir() else weights.with_suffix(f".{name}")
 
 
 def _retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str) -> tuple[dict[str, Any], list[Table]]:
@@ -120,7 +128,8 @@ def _retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str) -> tu
 
 def _classification(
     judged: Judged, frames: tuple[int, ...], mode: str, asked: Probabilities | None
-) -> tuple[dict[str, Any], list[Table]]:
+) -> tuple[dict[str, Any], list[Table], dict[Mode, Figure]]:
+    from cavmae_ds.evaluate.classification_pictures import draw_classification
     from cavmae_ds.evaluate.judging import classify
 
     if not judged.loaded.classes:
@@ -131,7 +140,11 @@ def _classification(
     modes = {name: _mode_values(scores, names) for name, scores in found.items()}
     first, *_ = modes
     tables = [_mode_table(found, probabilities), _class_table(first, modes[first]["classes"])]
-    return {"probabilities": probabilities, "modes": modes}, tables
+    figures = {
+        name: draw_classification(one.scores, one.targets, one.probabilities, names, name)
+        for name, one in found.items()
+    }
+    return {"probabilities": probabilities, "modes": modes}, tables, figures
 
 
 def _modes(judged: Judged, asked: str) -> list[Mode]:
@@ -180,7 +193,7 @@ def _mode_table(found: dict[Mode, ModeScores], probabilities: str) -> Table:
         "mode", "frames", "mAP", "AUC", "d'", "accuracy", "mAP of one frame",
         title=f"classification of {scores.clips} clips, {probabilities}{note}",
     )  # fmt: skip
-    for mode, (frames, means, alone) in found.items():
+    for mode, (frames, means, alone, *_) in found.items():
         single = [one.mean_average_precision for one in alone]
         table.add_row(
             mode, str(len(frames) or "-"), f"{means.mean_average_precision:.2%}", _share(means.mean_auc, 2),

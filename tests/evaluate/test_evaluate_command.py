@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
@@ -78,6 +79,10 @@ def test_averaged_weights_are_scored_by_the_mean_probability_of_ten_frames_in_ev
     assert scores["probabilities"] == "sigmoid" and "1 of 5 classes have no clip and are left out" in output
     names = [one["name"] for one in found["classes"]]
     assert names[4] == "class 4" and names[0] in output and f"{found['mean_average_precision']:.2%}" in output
+
+    for mode in scores["modes"]:
+        with Image.open(run / f"averaged.classification-{mode}.png") as picture:
+            assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 100  # not a blank page
 
 
 def test_one_frame_is_the_middle_one_and_the_runs_mode_and_loss_are_taken(tiny_shards, tmp_path):
