@@ -63,7 +63,7 @@ def finetune_command(
     """Finetune a classifier on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
 
     Examples:\n
-      deepspeed --num_gpus 4 launch/finetune.py launch/recipes/as20k.yaml init.from_checkpoint=runs/base\n
+      deepspeed --num_gpus 4 launch/finetune.py launch/recipes/official/finetune-as20k.yaml\n
       python launch/finetune.py RUN.yaml --dry-run --ranks 4
 
     Exit codes: as those of pretraining; see launch/pretrain.py --help.
