@@ -40,7 +40,8 @@ from cavmae_ds.doctor.versions import installed_packages
 from cavmae_ds.errors import RankError
 from cavmae_ds.survival.leaving import ExitCode, leave, say
 
-JOIN_S = 120.0
+JOIN_LIMITS = 2
+"""Times the limit of one check that the ranks wait to meet: their starts are seconds apart."""
 PATIENCE = 3
 """Times the limit of one check that the first rank, done itself, waits for what others found."""
 MOST_LIMITS = 30
@@ -73,7 +74,7 @@ def examine_together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[in
 
     Raises RankError if the ranks do not meet.
     """
-    world = _join()
+    world = _join(JOIN_LIMITS * asked.limit_s)
     _end_after(MOST_LIMITS * asked.limit_s)
     meeting = _Meeting(world)
     meeting.tell("facts", asdict(facts(asked, local_rank)))
@@ -87,15 +88,15 @@ def examine_together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[in
     return _concluded(meeting, heard, asked.limit_s) if world.is_first else ([], {})
 
 
-def _join() -> World:
+def _join(limit_s: float) -> World:
     meeting_point = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        return open_world(JOIN_S, watched=True)
-    except (RuntimeError, OSError) as error:  # what torch and gloo raise, after JOIN_S or at once
+        return open_world(limit_s, watched=True)
+    except (RuntimeError, OSError) as error:  # what torch and gloo raise, after limit_s or at once
         said = str(error).partition("\n")[0]
         raise RankError(
             f"rank {os.environ['RANK']} on {socket.gethostname()} could not meet the others at {meeting_point} within "
-            f"{JOIN_S:g} s ({said}); let every host resolve and reach that address, with no firewall in between"
+            f"{limit_s:g} s ({said}); let every host resolve and reach that address, with no firewall in between"
         ) from error
 
 

@@ -126,3 +126,15 @@ def test_two_ranks_are_compared_and_their_links_measured(run_file, tmp_path):
     assert "GB/s, 2 ranks, gloo" in found["all_reduce 64 MiB"]["found"]
     assert found["device"]["ranks"] == [0, 1] and found["TMPDIR"]["ranks"] == [0]
     assert told.stdout.count("in order") == 1 and "Traceback" not in told.stdout
+
+
+def test_a_rank_that_the_others_cannot_be_met_from_says_so(monkeypatch):
+    nobody = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    for name, value in (nobody | {"RANK": "1", "WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+
+    told = fork_cavmae("doctor", "--seconds", "1")
+
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert "doctor: error: rank 1 on " in told.stderr, told.stderr
+    assert "could not meet the others at 127.0.0.1:9 within 2 s" in told.stderr
