@@ -92,12 +92,13 @@ def open_judged(weights: Path, shards: str, ema: bool = False) -> Judged:
 
 
 def classify(
-    judged: Judged, modes: Sequence[Mode], frames: Sequence[int], probabilities: str
-) -> dict[Mode, ModeScores]:
+    judged: Judged, modes: Sequence[Mode], frames: Sequence[int], probabilities: str = ""
+) -> tuple[str, dict[Mode, ModeScores]]:
     """Score a classifier in some modes: full sound with each of these frames, probabilities averaged over the frames.
 
-    probabilities: a key of PROBABILITIES. Raises CheckpointError for outputs that are no numbers, DataError for damaged
-    clips and for clips that all lack a label.
+    probabilities: a key of PROBABILITIES, by default softmax where every clip has exactly one class; returned too.
+    Raises CheckpointError for outputs that are no numbers, DataError for damaged clips and for clips that all lack a
+    label.
     """
     model = cast(CAVMAEFT, judged.loaded.model)
     sums: dict[Mode, Tensor] = {}
@@ -113,14 +114,16 @@ def classify(
             audio, images = judged.front_end(batch)
             for mode in looking:
                 with torch.inference_mode():
-                    found[mode].append(PROBABILITIES[probabilities](model(audio, images, mode)).cpu())
+                    found[mode].append(model(audio, images, mode).cpu())
             labels += batch.labels
         targets = one_hot(labels, judged.loaded.classes)
+        probabilities = probabilities or ("softmax" if all(len(clip) == 1 for clip in labels) else "sigmoid")
         for mode in looking:
-            outcome = torch.cat(found[mode])  # [N, C]
+            outcome = PROBABILITIES[probabilities](torch.cat(found[mode]))  # [N, C]
             alone[mode].append(_scores(judged, targets, outcome))
             sums[mode] = sums[mode] + outcome if mode in sums else outcome
-    return {mode: _of_mode(judged, mode, targets, sums[mode], frames, alone[mode]) for mode in modes}
+    scores = {mode: _of_mode(judged, mode, targets, sums[mode], frames, alone[mode]) for mode in modes}
+    return probabilities, scores
 
 
 def retrieve(judged: Judged, frames: Sequence[int], class_prefix: str = "") -> Retrieval:

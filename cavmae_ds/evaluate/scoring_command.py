@@ -63,12 +63,15 @@ def evaluate(
         Frames | None,
         typer.Option(
             help="The middle frame alone, or all: their probabilities, or features, are averaged.",
-            show_default="10 for classification, 1 for retrieval",
+            show_default="evaluate.frames of a finetuned run, else 10; 1 for retrieval",
         ),
     ] = None,
     probabilities: Annotated[
         Probabilities | None,
-        typer.Option(help="Of classes that may be several a clip, or of exactly one.", show_default="the run's loss"),
+        typer.Option(
+            help="Where a clip may have several classes, or exactly one.",
+            show_default="as the run's loss, else by the labels",
+        ),
     ] = None,
     classes_by: Annotated[
         str, typer.Option(help="Retrieval: only classes whose name or official id begins so are compared.")
@@ -94,8 +97,8 @@ def evaluate(
 
     judged = open_judged(weights, data, ema)
     chosen = what or (What.classification if judged.loaded.classes else What.retrieval)
-    every = frames == Frames.every or (frames is None and chosen == What.classification)
-    looked_at = EVERY_FRAME if every else MIDDLE_ALONE
+    default = judged.run.get("evaluate", {}).get("frames", 10) if chosen == What.classification else 1
+    looked_at = EVERY_FRAME if (frames.value if frames else str(default)) == Frames.every else MIDDLE_ALONE
     origin = {"weights": str(weights), "data": data, "ema": ema}
     if chosen == What.retrieval:
         values, tables = _retrieval(judged, looked_at, classes_by)
@@ -134,8 +137,8 @@ def _classification(
 
     if not judged.loaded.classes:
         raise ConfigError(f"the model in {judged.loaded.source!r} is no classifier: finetune it first, or leave --what")
-    probabilities = asked.value if asked else _probabilities_of_run(judged)
-    found = classify(judged, _modes(judged, mode), frames, probabilities)
+    wanted = asked.value if asked else _probabilities_of_run(judged)
+    probabilities, found = classify(judged, _modes(judged, mode), frames, wanted)
     names = [*judged.class_names, *(f"class {k}" for k in range(len(judged.class_names), judged.loaded.classes))]
     modes = {name: _mode_values(scores, names) for name, scores in found.items()}
     first, *_ = modes
@@ -160,14 +163,8 @@ def _modes(judged: Judged, asked: str) -> list[Mode]:
 
 
 def _probabilities_of_run(judged: Judged) -> str:
-    """Those of the loss that the model was finetuned with."""
-    loss = judged.run.get("loss", {}).get("kind")
-    if loss not in ("bce", "ce"):
-        raise ConfigError(
-            f"nothing beside {judged.loaded.source!r} tells the loss it was finetuned with: give --probabilities "
-            "sigmoid (clips of several classes) or softmax (of exactly one)"
-        )
-    return "sigmoid" if loss == "bce" else "softmax"
+    """Those of the loss that the model was finetuned with, where that is known."""
+    return {"bce": "sigmoid", "ce": "softmax"}.get(judged.run.get("loss", {}).get("kind"), "")
 
 
 def _mode_values(found: ModeScores, names: list[str]) -> dict[str, Any]:

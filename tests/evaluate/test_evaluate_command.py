@@ -85,11 +85,11 @@ def test_averaged_weights_are_scored_by_the_mean_probability_of_ten_frames_in_ev
             assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 100  # not a blank page
 
 
-def test_one_frame_is_the_middle_one_and_the_runs_mode_and_loss_are_taken(tiny_shards, tmp_path):
+def test_one_frame_is_the_middle_one_and_mode_loss_and_frames_are_taken_from_the_run(tiny_shards, tmp_path):
     run_folder(tmp_path, small_model("finetune"))
-    (tmp_path / "config.yaml").write_text("loss: {kind: ce}\nclassifier: {mode: multimodal}\n")
+    (tmp_path / "config.yaml").write_text("loss: {kind: ce}\nclassifier: {mode: multimodal}\nevaluate: {frames: 1}\n")
 
-    evaluate(tmp_path, "--data", tiny_shards, "--frames", "1")
+    evaluate(tmp_path, "--data", tiny_shards)
 
     scores = json.loads((tmp_path / "classification.json").read_text())
     assert list(scores["modes"]) == ["multimodal"] and scores["probabilities"] == "softmax"
@@ -99,6 +99,12 @@ def test_one_frame_is_the_middle_one_and_the_runs_mode_and_loss_are_taken(tiny_s
     assert found["frames"] == [5] and found["accuracy"] == (probabilities.argmax(1) == labels).mean()
     expected = [average_precision_score(labels == k, probabilities[:, k]) for k in range(4)]
     assert found["mean_average_precision"] == pytest.approx(np.mean(expected))
+
+
+def test_a_file_alone_is_scored_by_softmax_where_every_clip_has_one_class(tmp_path, tiny_shards):
+    file = single_file(tmp_path / "alone.safetensors", "finetune")
+    evaluate(file, "--data", tiny_shards, "--mode", "audioonly")
+    assert json.loads((tmp_path / "alone.classification.json").read_text())["probabilities"] == "softmax"
 
 
 def test_a_finetuned_model_retrieves_by_its_features_whatever_its_number_of_classes(run, tiny_shards):
@@ -128,7 +134,6 @@ def diverged(folder: Path) -> Path:
     [
         (lambda f: single_file(f / "m.safetensors", "pretrain"), ["--what", "classification"], ConfigError,
          "is no classifier"),
-        (lambda f: single_file(f / "m.safetensors", "finetune"), [], ConfigError, "give --probabilities"),
         (lambda f: single_file(f / "m.safetensors", "finetune"), ["--probabilities", "softmax", "--mode", "deaf"],
          ConfigError, "--mode must be all or of multimodal, audioonly"),
         (lambda f: single_file(f / "m.safetensors", "finetune-audio"),
@@ -140,7 +145,7 @@ def diverged(folder: Path) -> Path:
         (diverged, ["--probabilities", "sigmoid"], CheckpointError, "are no numbers"),
         (lambda f: f / "none.safetensors", [], CheckpointError, "cannot read|No such file"),
     ],
-    ids=["no classifier", "no loss", "no mode", "no eyes", "no frames", "no class", "not finite", "no file"],
+    ids=["no classifier", "no mode", "no eyes", "no frames", "no class", "not finite", "no file"],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_refused_in_one_sentence(make, options, kind, sentence, tmp_path, tiny_shards):
     assert issubclass(kind, UserError)
