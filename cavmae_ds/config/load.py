@@ -71,6 +71,13 @@ def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
         raise ConfigError("; ".join(_sentence(problem, kind) for problem in error.errors())) from None
 
 
+def load_any_run(path: Path, overrides: Sequence[str] = ()) -> CommonConfig:
+    """Read a run's file: of finetuning if it has a section that only that has, else of pretraining; see load_run."""
+    values = read_values(path, overrides)
+    finetunes = values.keys() & (FinetuneConfig.model_fields.keys() - RunConfig.model_fields.keys())
+    return validate_run(values, FinetuneConfig) if finetunes else validate_run(values, RunConfig)
+
+
 def to_yaml(config: CommonConfig) -> str:
     """The resolved config, every key with its value, loadable by load_run."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

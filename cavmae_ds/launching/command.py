@@ -28,7 +28,7 @@ def launch(
         int, typer.Option(min=0, max=65535, help="Where ranks meet; 0: another port each time.")
     ] = 0,
 ) -> None:
-    """Pretrain on one host or many; what fails is started again from the last checkpoint, also with fewer hosts.
+    """Train on one host or many; what fails is started again from the last checkpoint, also with fewer hosts.
 
     Hosts are reached by ssh without a password. Credentials and settings of the network (AWS_*, NCCL_*, ...) go along
     inside the connection. SIGTERM, SIGUSR1 and Ctrl-C reach every rank: they save and stop. docs/multinode.md.
@@ -38,18 +38,20 @@ def launch(
       cavmae launch RUN.yaml
       cavmae launch RUN.yaml --hostfile launch/hostfile --restarts 10 --min-hosts 6 train.global_batch=4096
     """
-    from cavmae_ds.config.load import load_config
+    from cavmae_ds.config import FinetuneConfig
+    from cavmae_ds.config.load import load_any_run
     from cavmae_ds.launching.hosts import HERE, Host, read_hostfile
     from cavmae_ds.launching.sizes import check_fewer_hosts
     from cavmae_ds.launching.supervisor import Supervisor
 
-    cfg = load_config(run, overrides or [])
+    cfg = load_any_run(run, overrides or [])
     hosts = read_hostfile(hostfile) if hostfile else [Host(HERE, ranks_per_host or _gpus() or 1)]
     if ranks_per_host:
         hosts = [Host(host.name, ranks_per_host) for host in hosts]
     fewest = len(hosts) if min_hosts is None else min_hosts
     check_fewer_hosts(cfg, len(hosts), fewest)
-    program = ["--module", "cavmae_ds.launched", str(run.resolve()), *(overrides or [])]
+    module = "cavmae_ds.launched_finetuning" if isinstance(cfg, FinetuneConfig) else "cavmae_ds.launched"
+    program = ["--module", module, str(run.resolve()), *(overrides or [])]
     raise typer.Exit(Supervisor(cfg, program, hosts, restarts, fewest, master_port).run())
 
 

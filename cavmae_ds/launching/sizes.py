@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cavmae_ds.config import RunConfig
+from cavmae_ds.config import CommonConfig, RunConfig
 from cavmae_ds.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
         return f"{self.hosts} host{hosts} x {self.ranks_per_host} rank{ranks}"
 
 
-def largest_shape(cfg: RunConfig, slots: Sequence[int], min_hosts: int) -> Shape:
+def largest_shape(cfg: CommonConfig, slots: Sequence[int], min_hosts: int) -> Shape:
     """The most ranks that hosts with so many places can share the global batch among; of equals, the fewest hosts.
 
     Every host gets the same number, as clips are dealt out to hosts. Raises ConfigError if not even one rank fits.
@@ -45,12 +45,14 @@ def largest_shape(cfg: RunConfig, slots: Sequence[int], min_hosts: int) -> Shape
     return max(shapes, key=lambda shape: (shape.ranks, -shape.hosts))
 
 
-def check_fewer_hosts(cfg: RunConfig, hosts: int, min_hosts: int) -> None:
+def check_fewer_hosts(cfg: CommonConfig, hosts: int, min_hosts: int) -> None:
     """Raises ConfigError if a run could not go on with fewer hosts, or cannot have so many."""
     if not 1 <= min_hosts <= hosts:
         raise ConfigError(f"--min-hosts must be from 1 to the {hosts} hosts of the run, got {min_hosts}")
+    if min_hosts == hosts or not isinstance(cfg, RunConfig):
+        return
     compared = cfg.loss.contrastive_weight and cfg.contrastive.negatives == "global"
-    if min_hosts < hosts and compared and not cfg.contrastive.two_pass:
+    if compared and not cfg.contrastive.two_pass:
         raise ConfigError(
             f"--min-hosts {min_hosts} of {hosts}: with fewer ranks each clip would be compared with fewer others, for "
             "contrastive.negatives is global; set contrastive.two_pass: true, which compares all clips of a step"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.folder import step_of
-from cavmae_ds.config import RunConfig
+from cavmae_ds.config import CommonConfig
 from cavmae_ds.errors import DataError
 from cavmae_ds.launching.attempt import Asked, Attempt
 from cavmae_ds.launching.hosts import CONNECTION_LOST, Host, unreachable
@@ -31,7 +31,7 @@ class Supervisor:
     between, that are forgiven. port: where ranks meet, 0 for another one in each attempt.
     """
 
-    cfg: RunConfig
+    cfg: CommonConfig
     program: Sequence[str]
     hosts: Sequence[Host]
     restarts: int
