@@ -136,3 +136,19 @@ def test_acceptance_12_chunks_of_a_batch_are_the_official_gpus():
         "test_the_official_gpus_are_parts_of_the_batch",
     )
     assert_stands("model/test_losses.py", "test_the_mean_over_ranks_is_the_loss_of_the_whole_batch")
+
+
+def test_acceptance_14_probabilities_are_averaged_over_ten_frames():
+    assert_stands(
+        "evaluate/test_evaluate_command.py",
+        "test_averaged_weights_are_scored_by_the_mean_probability_of_ten_frames_in_every_mode",
+    )
+
+
+def test_acceptance_15_retrieval_with_and_without_ties():
+    assert_stands(
+        "evaluate/test_retrieval.py",
+        "test_the_rank_of_the_partner_counts_those_before_it",
+        "test_a_tie_counts_against_the_query_so_a_collapsed_model_ranks_last",
+        "test_scores_equal_a_double_loop_over_random_features_with_ties",
+    )
