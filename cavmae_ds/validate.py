@@ -7,24 +7,20 @@ Retrieval is the probe that `cavmae evaluate` makes of a finished run: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cavmae_ds.config import RunConfig
-from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
-from cavmae_ds.data.sources import held_out
-from cavmae_ds.data.stream import EvaluationClips, clip_loader, micro_batches
+from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.distributed import World, from_all_ranks, sum_over_ranks
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluate.retrieval import Retrieval, retrieval_scores
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
 from cavmae_ds.model.masking import draw_plans
+from cavmae_ds.validation_clips import ValidationClips, evaluating, groups_of
 
 
 class Validation:
@@ -32,24 +28,14 @@ class Validation:
 
     def __init__(self, cfg: RunConfig, total_steps: int, world: World, engine: Any, front_end: FrontEnd):
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
-        self._cfg, self._world, self._engine, self._front_end = cfg, world, engine, front_end
-        self._total_steps = total_steps
-        data = cfg.data
-        training = [source.remote for source in data.all_sources] if data.validation_share else []
-        self._clips = EvaluationClips([*training, *filter(None, [data.validation])], data.cache, data)
-        of_training = int(self._clips.clips_by_address[: len(training)].sum())
-        kept = held_out(0, of_training, data.validation_share)
-        places = np.concatenate([np.flatnonzero(kept), np.arange(len(kept), len(self._clips))])
-        if not len(places):
-            raise DataError(
-                f"data.validation_share = {data.validation_share:g} holds out none of {len(kept)} clips; raise it or "
-                "set data.validation"
-            )
-        self._groups = _cut(places, cfg.monitor.validate_batch)
+        self._cfg, self._world, self._engine, self._total_steps = cfg, world, engine, total_steps
+        self._clips = ValidationClips(cfg.data, world, front_end)
+        places = self._clips.places
+        self._groups = groups_of(places, cfg.monitor.validate_batch)
         if cfg.monitor.probe_every and len(places) < 2:
             raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
         pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
-        self._pool = _cut(places[np.arange(pool) * len(places) // pool], cfg.monitor.validate_batch)
+        self._pool = groups_of(places[np.arange(pool) * len(places) // pool], cfg.monitor.validate_batch)
 
     def after(self, step: int) -> dict[str, float]:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
@@ -66,8 +52,8 @@ class Validation:
         """Means over all validation clips, float64, on every rank. Raises DataError for a clip that is damaged."""
         cfg = self._cfg
         sums = torch.zeros(len(PretrainLosses._fields) + 1, dtype=torch.float64, device=self._world.device)
-        with _evaluating(self._engine):
-            for (audio, images, keys, batch), counted in self._batches(self._groups):
+        with evaluating(self._engine):
+            for (audio, images, keys, batch), counted in self._clips.batches(self._groups):
                 plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *keys)
                 output = self._engine(
                     audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
@@ -88,8 +74,8 @@ class Validation:
         """
         pooled: list[tuple[Tensor, Tensor]] = []
         labels: list[list[int]] = []
-        with _evaluating(self._engine):
-            for (audio, images, _, batch), counted in self._batches(self._pool):
+        with evaluating(self._engine):
+            for (audio, images, _, batch), counted in self._clips.batches(self._pool):
                 tokens = self._engine(audio, images, None)  # two times [B, L, D]
                 if counted:
                     pooled.append((tokens.audio.float().mean(1).cpu(), tokens.image.float().mean(1).cpu()))
@@ -103,19 +89,6 @@ class Validation:
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self._total_steps)
 
-    def _batches(self, groups: list[list[int]]) -> Iterator[tuple[Ready, bool]]:
-        """This rank's groups, and True; as many on every rank, for ZeRO-3 needs all of them in each forward pass.
-
-        A clip that only keeps the other ranks company comes with False.
-        """
-        own = groups[self._world.rank :: self._world.size]
-        missing = -(-len(groups) // self._world.size) - len(own)
-        loader = clip_loader(
-            self._clips, self._cfg.data, self._world.device, batch_sampler=[*own, *[groups[0][:1]] * missing]
-        )
-        counted = [True] * len(own) + [False] * missing
-        return zip(ahead(micro_batches(loader), self._front_end), counted, strict=True)
-
 
 def probe_curves(scores: Retrieval) -> dict[str, float]:
     """Retrieval scores to curves; class scores only where clips have labels."""
@@ -125,19 +98,3 @@ def probe_curves(scores: Retrieval) -> dict[str, float]:
     for name, direction in (("audio_to_image", scores.audio_to_image), ("image_to_audio", scores.image_to_audio)):
         points |= {f"probe/{name}_{key}": value for key, value in direction._asdict().items() if value is not None}
     return points
-
-
-def _cut(places: NDArray[np.int64], size: int) -> list[list[int]]:
-    """Groups of so many places, the last one perhaps smaller."""
-    return [places[start : start + size].tolist() for start in range(0, len(places), size)]
-
-
-@contextmanager
-def _evaluating(engine: Any) -> Iterator[None]:
-    """Evaluation mode inside, what it was before afterwards."""
-    training = engine.training
-    engine.eval()
-    try:
-        yield
-    finally:
-        engine.train(training)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae_ds.config import InitConfig, ModelConfig
+from cavmae_ds.config import InitConfig, ModelConfig, OptimConfig
+from cavmae_ds.config.sections.classify import ClassifierConfig
 from cavmae_ds.exchange.init import start_from
 from cavmae_ds.exchange.official import load_official
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.model.classifier import CAVMAEFT, CAVMAEFTAudio
+from cavmae_ds.optim import build_optimizer, classifier_rate, learning_rate_share
 
 TESTS = Path(__file__).parent
 
@@ -130,12 +132,80 @@ def test_acceptance_09_the_table_of_frames():
     assert_stands("data/test_prepare_windows.py", "test_the_official_rule_picks_the_frames_of_its_table")
 
 
+def test_acceptance_10_label_vectors_and_fallbacks():
+    assert_stands("data/test_augment.py", "test_acceptance_10_label_vectors_mixed_and_unmixed")
+    assert_stands("engine/test_bad_clips.py", "test_a_damaged_clip_is_counted_named_and_bounded")
+
+
+EPOCHS_AT = {  # recipe -> peak, (epochs, first drop after, drop every), rate of each epoch over the peak: spec 4.2, 4.3
+    "pretraining, base": (5e-5, (25, 10, 5), [1] * 10 + [1 / 2] * 5 + [1 / 4] * 5 + [1 / 8] * 5),
+    "AS-20K": (5e-5, (15, 5, 1), [1] * 5 + [2.0**-drops for drops in range(1, 11)]),
+    "AS-2M": (1e-5, (10, 2, 1), [1] * 2 + [2.0**-drops for drops in range(1, 9)]),
+    "VGGSound": (1e-4, (10, 2, 1), [1] * 2 + [2.0**-drops for drops in range(1, 9)]),
+}
+
+
+@pytest.mark.parametrize("recipe", EPOCHS_AT)
+def test_acceptance_11_the_learning_rate_of_each_epoch(recipe):
+    peak, (epochs, start, every), shares = EPOCHS_AT[recipe]
+    optim = OptimConfig(
+        name="adam", learning_rate=peak, schedule="step", decay_start_epoch=start, decay_every_epochs=every
+    )
+    steps = 7  # of an epoch: the rate is the same in all of them
+
+    trace = [
+        peak * learning_rate_share(step, optim, epochs * steps, steps, global_batch=48)
+        for step in range(epochs * steps)
+    ]
+
+    assert trace == pytest.approx([peak * share for share in shares for _ in range(steps)], rel=1e-12)
+    assert trace[steps * start - 1] == peak and trace[steps * start] == peak / 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ratio", "head"), [("AS-20K", 100, 5e-3), ("AS-2M", 50, 5e-4), ("VGGSound", 10, 1e-3)]
+)
+def test_acceptance_11_the_learning_rates_of_head_and_encoder(recipe, ratio, head):
+    sizes = ModelConfig(preset="tiny")
+    with torch.device("meta"):
+        model = CAVMAEFT(sizes, 5)
+    peak = EPOCHS_AT[recipe][0]
+    optim = OptimConfig(name="adam", learning_rate=peak)
+    cfg = ClassifierConfig(head_lr_ratio=ratio)
+
+    built = build_optimizer(
+        model.named_parameters(), optim, peak, torch.device("cpu"),
+        lambda name: classifier_rate(name, cfg, sizes),
+    )  # fmt: skip
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in built.param_groups for p in group["params"]}
+
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    for name, rate in rates.items():
+        assert rate == pytest.approx(head if name.startswith("mlp_head.") else peak, rel=1e-12), name
+
+
 def test_acceptance_12_chunks_of_a_batch_are_the_official_gpus():
     assert_stands(
         "engine/test_same_mathematics.py",
         "test_the_official_gpus_are_parts_of_the_batch",
     )
     assert_stands("model/test_losses.py", "test_the_mean_over_ranks_is_the_loss_of_the_whole_batch")
+
+
+def test_acceptance_13_what_a_mode_does_not_use_does_not_move():
+    assert_stands(
+        "engine/test_same_finetuning.py",
+        "test_acceptance_13_what_a_mode_does_not_use_stays_and_all_else_moves",
+        "test_a_linear_probe_moves_the_head_alone",
+    )
+
+
+def test_acceptance_14_averaged_weights():
+    assert_stands(
+        "engine/test_finetuning.py",
+        "test_acceptance_14_averaged_weights_are_the_mean_of_those_after_each_epoch_of_the_range",
+    )
 
 
 def test_acceptance_14_probabilities_are_averaged_over_ten_frames():

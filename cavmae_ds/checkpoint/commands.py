@@ -90,6 +90,7 @@ def convert(
       cavmae checkpoint convert runs/base --out base.safetensors
       cavmae checkpoint convert s3://bucket/runs/base/step-00120000 --out base-ema.safetensors --ema
     """
+    from cavmae_ds.checkpoint.layout import EMA, MASTER
     from cavmae_ds.checkpoint.shelf import open_shelf
     from cavmae_ds.checkpoint.weights import export_weights
 
@@ -101,7 +102,7 @@ def convert(
     newest, manifest = list(finished.items())[-1]
     with _reading(newest, manifest.bytes) as read, shelf.opened(newest, manifest, read) as folder:
         out.parent.mkdir(parents=True, exist_ok=True)
-        export_weights(folder, out, ema)
+        export_weights(folder, out, EMA if ema else MASTER)
     out_console.print(f"{newest} of {shelf.address} is now {out}, {_size(out.stat().st_size)}", soft_wrap=True)
 
 

@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cavmae_ds.checkpoint.folder import PARTIAL, Manifest, read_manifest, whole_checkpoints
-from cavmae_ds.checkpoint.layout import EMA, FROZEN, MASTER, PieceReader
+from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
 from cavmae_ds.errors import CheckpointError
+
+MADE_BY = {EMA: "train.ema_clips", AVERAGED: "section average of a finetuning run"}
+"""What has a run keep a mean of its weights."""
 
 
 def read_weights(run_dir: Path, ema: bool = False) -> dict[str, Tensor]:
@@ -22,32 +25,31 @@ def read_weights(run_dir: Path, ema: bool = False) -> dict[str, Tensor]:
     found = whole_checkpoints(run_dir)
     if not found:
         raise CheckpointError(f"run folder {str(run_dir)!r} holds no checkpoint; pretrain first or give another folder")
-    return assemble(found[-1], read_manifest(found[-1]), ema)
+    return assemble(found[-1], read_manifest(found[-1]), EMA if ema else MASTER)
 
 
-def assemble(folder: Path, manifest: Manifest, ema: bool = False) -> dict[str, Tensor]:
-    """The weights of a finished checkpoint, or their running mean; see read_weights."""
-    if ema and EMA not in manifest.states:
+def assemble(folder: Path, manifest: Manifest, state: str = MASTER) -> dict[str, Tensor]:
+    """The weights of a finished checkpoint, or one of their means (layout.MEANS); see read_weights."""
+    if state != MASTER and state not in manifest.states:
         raise CheckpointError(
-            f"checkpoint {str(folder)!r} holds no running mean of the weights; train with train.ema_clips, or take "
-            "the weights themselves"
+            f"checkpoint {str(folder)!r} holds no running mean of the weights ({state}); train with {MADE_BY[state]}, "
+            "or take the weights themselves"
         )
     reader = PieceReader(sorted(manifest.files), folder.joinpath)
     weights = {}
     for name, parameter in manifest.parameters.items():
-        # Frozen parameters are their own mean.
-        state = FROZEN if not parameter.trained else EMA if ema else MASTER
         weights[name] = torch.empty(parameter.shape)
-        reader.read(state, name, 0, weights[name].view(-1))
+        # Frozen parameters are their own mean.
+        reader.read(state if parameter.trained else FROZEN, name, 0, weights[name].view(-1))
     return weights
 
 
-def export_weights(folder: Path, file: Path, ema: bool = False) -> None:
-    """Write the weights of a finished checkpoint, or their running mean, as one safetensors file, float32.
+def export_weights(folder: Path, file: Path, state: str = MASTER) -> None:
+    """Write the weights of a finished checkpoint, or one of their means, as one safetensors file, float32.
 
     Its header says what the model is (`model`, the run file's section as JSON), what its inputs are normalised with
-    (`audio_mean`, `audio_std`) and where it comes from (`step`, `clips_seen`, `weights`: master or ema), so that it can
-    be loaded alone. Raises CheckpointError as read_weights does.
+    (`audio_mean`, `audio_std`) and where it comes from (`step`, `clips_seen`, `weights`: master, ema or averaged), so
+    that it can be loaded alone. Raises CheckpointError as read_weights does.
     """
     manifest = read_manifest(folder)
     header = {
@@ -56,8 +58,8 @@ def export_weights(folder: Path, file: Path, ema: bool = False) -> None:
         "audio_std": str(manifest.config["data"]["audio_std"]),
         "step": str(manifest.step),
         "clips_seen": str(manifest.clips_seen),
-        "weights": EMA if ema else MASTER,
+        "weights": state,
     }
     partial = file.with_name(file.name + PARTIAL)
-    save_file(assemble(folder, manifest, ema), partial, header)
+    save_file(assemble(folder, manifest, state), partial, header)
     partial.replace(file)

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
+from cavmae_ds.checkpoint.layout import EMA, MASTER
 from cavmae_ds.checkpoint.weights import export_weights
 from cavmae_ds.config.sections.model import ModelConfig
 from cavmae_ds.data.normalise import training_normalisation
@@ -88,7 +89,7 @@ def test_its_checkpoints_say_who_wrote_them(run_dirs):
 @pytest.mark.parametrize("ema", [False, True])
 def test_exported_weights_are_a_model_by_themselves(ema, run_dirs, tmp_path):
     file = tmp_path / "weights.safetensors"
-    export_weights(whole_checkpoints(run_dirs[1])[-1], file, ema)
+    export_weights(whole_checkpoints(run_dirs[1])[-1], file, EMA if ema else MASTER)
 
     with safe_open(file, framework="pt") as opened:
         header = opened.metadata()

@@ -1,0 +1,170 @@
+"""Finetuning from start to scores: what is measured on the way, what is averaged, and what a kill costs (nothing)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
+from cavmae_ds.checkpoint.folder import read_manifest
+from cavmae_ds.checkpoint.layout import AVERAGED, MASTER
+from cavmae_ds.checkpoint.weights import assemble
+from cavmae_ds.config import FinetuneConfig
+from cavmae_ds.config.load import load_run
+from cavmae_ds.data.clips import collate
+from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.stream import EvaluationClips
+from cavmae_ds.evaluate.classification import classification_scores, one_hot
+from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.exchange.load import load_model
+from cavmae_ds.finetune import AVERAGED_WEIGHTS, write_averaged
+from cavmae_ds.validate_classifier import SCORES, note_epoch
+from tests.data.small_shards import small_shards
+from tests.launcher import CHECKOUT, fork_cavmae, fork_ranks
+
+pytestmark = pytest.mark.slow
+
+FINETUNE = CHECKOUT / "launch" / "finetune.py"
+EPOCHS, STEPS = 4, 12  # 24 clips, 8 a step
+RUN = """\
+ds_config: ds_configs/zero2.json
+model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, image_size: 64, audio_frames: 112}}
+data: {{train: {shards}, workers: 1, validation: {validation}}}
+classifier: {{head_lr_ratio: 5}}
+augment: {{freqm: 20, timem: 20}}
+average: {{from_epoch: 2, to_epoch: 3}}
+evaluate: {{batch: 2}}
+optim: {{name: adam, learning_rate: 1e-3, eps: 1e-5, schedule: step, decay_start_epoch: 2, decay_every_epochs: 1}}
+train: {{global_batch: 8, micro_batch: 2, epochs: 4, precision: fp32}}
+checkpoint: {{every_steps: 1, keep_last: 20}}
+monitor: {{log_every: 1, pictures_every: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_file(tiny_shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuning")
+    small_shards(tiny_shards, folder / "held-out", range(5, 12), shard_clips=2)  # 4 groups of 2, the last one short
+    (folder / "run.yaml").write_text(RUN.format(shards=tiny_shards, validation=folder / "held-out"))
+    return folder / "run.yaml"
+
+
+def finetune(run_file: Path, run_dir: Path, *overrides: str, ranks: int = 2) -> Path:
+    finished = fork_ranks(ranks, FINETUNE, str(run_file), f"run_dir={run_dir}", *overrides, scratch=run_file.parent)
+    assert finished.returncode == 0, finished.stdout
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_file) -> Path:
+    return finetune(run_file, run_file.parent / "undisturbed")
+
+
+def weights_after(run_dir: Path, step: int, state: str = MASTER) -> dict[str, torch.Tensor]:
+    folder = checkpoint_root(run_dir) / f"step-{step:08d}"
+    return assemble(folder, read_manifest(folder), state)
+
+
+def assert_same(weights: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> None:
+    """Bit by bit."""
+    assert weights.keys() == truth.keys()
+    assert all(torch.equal(weights[name], truth[name]) for name in truth)
+
+
+def learnt(run_dir: Path) -> dict[str, dict[int, float]]:
+    drawn = ("loss/", "optim/", "train/", "validation/")
+    return {tag: points for tag, points in read_curves(run_dir).items() if tag.startswith(drawn)}
+
+
+def test_acceptance_14_averaged_weights_are_the_mean_of_those_after_each_epoch_of_the_range(undisturbed):
+    second, third = weights_after(undisturbed, 6), weights_after(undisturbed, 9)
+
+    averaged = load_model(undisturbed / AVERAGED_WEIGHTS)
+
+    assert (averaged.kind, averaged.classes) == ("finetune", 4)
+    for name, weight in averaged.model.state_dict().items():
+        torch.testing.assert_close(weight, (second[name] + third[name]) / 2, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(second["mlp_head.1.weight"], third["mlp_head.1.weight"])
+
+
+def test_every_clip_is_validated_once_after_every_epoch_and_the_best_epoch_is_noted(undisturbed, run_file):
+    curves, noted = learnt(undisturbed), json.loads((undisturbed / SCORES).read_text())
+    clips = EvaluationClips(str(run_file.parent / "held-out"), None)
+    batch = collate([clips[place] for place in range(7)])
+    last = load_model(undisturbed)
+
+    with torch.inference_mode():
+        logits = last.model(*FrontEnd(last.config, torch.device("cpu"))(batch))
+    truth = one_hot(batch.labels, 4)
+    scores = classification_scores(truth, logits.sigmoid())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
+
+    assert set(curves["validation/map"]) == {3, 6, 9, 12}
+    assert curves["validation/map"][STEPS] == pytest.approx(scores.mean_average_precision, rel=1e-6)
+    assert curves["validation/accuracy"][STEPS] == pytest.approx(scores.accuracy, rel=1e-6)
+    assert curves["validation/total"][STEPS] == pytest.approx(loss.item(), rel=1e-5)
+    assert [epoch["epoch"] for epoch in noted["epochs"]] == [1, 2, 3, 4]
+    precisions = list(curves["validation/map"].values())
+    assert noted["best_epoch"] == 1 + precisions.index(max(precisions))
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undisturbed, run_file):
+    killed = run_file.parent / "killed"
+    shutil.copytree(undisturbed, killed)
+    for folder in whole_checkpoints(killed)[7:]:  # in the middle of epoch 3, which is the second to be averaged
+        shutil.rmtree(folder)
+    (killed / AVERAGED_WEIGHTS).unlink()
+
+    finetune(run_file, killed)
+
+    assert learnt(killed) == learnt(undisturbed)  # bitwise, at every step
+    for state in (MASTER, AVERAGED):
+        assert_same(weights_after(killed, STEPS, state), weights_after(undisturbed, STEPS, state))
+    assert_same(load_file(killed / AVERAGED_WEIGHTS), load_file(undisturbed / AVERAGED_WEIGHTS))
+    assert (killed / SCORES).read_text() == (undisturbed / SCORES).read_text()
+
+
+@pytest.fixture
+def on_one_rank(run_file, s3_bucket) -> Path:
+    """The same run on one rank, in two micro-batches, without validation clips; its checkpoint is in a bucket, too."""
+    address, run_dir = f"s3://{s3_bucket}/one", run_file.parent / "one"
+    settings = ("data.validation=''", "train.micro_batch=4", f"checkpoint.every_steps={STEPS}")
+    return finetune(run_file, run_dir, *settings, f"checkpoint.address={address}", ranks=1)
+
+
+def test_one_rank_in_two_micro_batches_learns_the_same_as_two_ranks(undisturbed, on_one_rank):
+    two, one = learnt(undisturbed), learnt(on_one_rank)
+    assert two.keys() - one.keys() == {tag for tag in two if tag.startswith("validation/")}
+    for tag in ("loss/total", "train/accuracy", "optim/grad_norm"):
+        assert one[tag].keys() == two[tag].keys() == set(range(1, STEPS + 1))
+        assert list(one[tag].values()) == pytest.approx(list(two[tag].values()), rel=1e-4), tag
+
+    # A host that has not the files of all ranks takes them from the bucket.
+    written = load_file(on_one_rank / AVERAGED_WEIGHTS)
+    (on_one_rank / AVERAGED_WEIGHTS).unlink()
+    next(whole_checkpoints(on_one_rank)[-1].glob("rank-*")).unlink()
+    write_averaged(load_run(on_one_rank / "config.yaml", FinetuneConfig))
+    assert_same(load_file(on_one_rank / AVERAGED_WEIGHTS), written)
+
+
+def test_epochs_that_are_validated_again_after_a_resume_are_noted_once(tmp_path):
+    for epoch, precision in ((1, 0.5), (2, 0.9), (3, 0.6), (2, 0.4), (3, 0.7)):
+        note_epoch(tmp_path / SCORES, epoch, {"map": precision}, "map")
+    noted = json.loads((tmp_path / SCORES).read_text())
+    assert [(epoch["epoch"], epoch["map"]) for epoch in noted["epochs"]] == [(1, 0.5), (2, 0.4), (3, 0.7)]
+    assert noted["best_epoch"] == 3
+
+
+def test_cavmae_launch_knows_a_finetuning_run_by_its_sections(undisturbed, run_file):
+    (undisturbed / AVERAGED_WEIGHTS).rename(undisturbed / "before.safetensors")
+
+    finished = fork_cavmae("launch", run_file, f"run_dir={undisturbed}", "--ranks-per-host", 1)
+
+    assert finished.returncode == 0, finished.stderr
+    # Nothing was left to do but this, whatever the ranks.
+    assert_same(load_file(undisturbed / AVERAGED_WEIGHTS), load_file(undisturbed / "before.safetensors"))
