@@ -54,19 +54,18 @@ def check_address(url: str, limit_s: float, clips_per_second: float, written: bo
         objects = Objects(_listed(store, client), [_reader(store, client), _reader(store, _client())])
     else:
         objects = Objects(store.sizes(""), [store.get_range])
-    whose = "read, list, write and remove" if written else "read and list"
+    count_said = f"{len(objects.sizes)}{'+' if len(objects.sizes) == OBJECTS else ''} objects"
+    if written:
+        return [*found, ok(url, f"{count_said}, may list, write and remove")]
     sizes = {name: size for name, size in objects.sizes.items() if size}
     if not sizes:
-        if written:
-            return [*found, ok(url, f"is empty, may {whose}")]
         do = "write shards there with `cavmae prepare`, or correct the address"
         return [*found, fix(url, "holds nothing to read", do)]
     milliseconds = _latency_ms(objects.readers[0], sizes)
     seconds = min(MEASURE_S, limit_s / (3 * len(CONNECTIONS)))
     rates = {n: rate(objects.readers, sizes, n, seconds) for n in CONNECTIONS}
-    more = "+" if len(objects.sizes) == OBJECTS else ""
-    begun = f"{len(objects.sizes)}{more} objects, may {whose}, {milliseconds:.1f} ms to the first byte"
-    return [*found, ok(url, begun), *([] if written else [throughput(url, rates, clips_per_second)])]
+    reached = ok(url, f"{count_said}, may read and list, {milliseconds:.1f} ms to the first byte")
+    return [*found, reached, throughput(url, rates, clips_per_second)]
 
 
 def throughput(url: str, rates: Mapping[int, float], clips_per_second: float) -> Finding:

@@ -90,7 +90,7 @@ def test_a_bucket_is_timed_and_too_slow_for_a_run_that_takes_more_clips(s3_bucke
 
 def test_a_bucket_for_checkpoints_is_written_to_and_left_as_it_was(s3_bucket):
     url = f"s3://{s3_bucket}/checkpoints"
-    assert looked_at(url, written=True)[url] == Finding(url, Verdict.OK, "is empty, may read, list, write and remove")
+    assert looked_at(url, written=True)[url] == Finding(url, Verdict.OK, "0 objects, may list, write and remove")
     assert S3Store(s3_bucket, "").names("") == []
 
 
