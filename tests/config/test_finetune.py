@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cavmae_ds.config import FinetuneConfig, RunConfig
 from cavmae_ds.config.load import load_run, to_yaml, validate_run
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.optim import classifier_rate
 
 TRAIN = {"epochs": 15, "global_batch": 36, "micro_batch": 9}
 
@@ -56,3 +59,24 @@ def test_a_pretraining_recipe_cannot_be_finetuned():
     assert "classifier" not in yaml.safe_load(recipe.read_text())
     with pytest.raises(ConfigError, match="missing key 'classifier'"):
         load_run(recipe, FinetuneConfig)
+
+
+def test_with_layer_decay_every_parameter_is_trained_slower_the_further_it_is_from_the_head():
+    cfg = finetuning(
+        model={"preset": "tiny", "modality_specific_depth": 2, "shared_depth": 1},
+        classifier={"layer_decay": 0.5, "head_lr_ratio": 8},
+    )
+    with torch.device("meta"):
+        names = [name for name, _ in CAVMAEFT(cfg.model, 3).named_parameters()]
+    rates: dict[float, set[str]] = {}
+    for name in names:
+        rate = classifier_rate(name, cfg.classifier, cfg.model)
+        rates.setdefault(rate, set()).add(".".join(name.split(".")[: 2 if name.startswith("blocks") else 1]))
+    assert rates == {
+        8: {"mlp_head"},
+        1: {"norm", "norm_a", "norm_v"},
+        1 / 2: {"blocks_u.0"},
+        1 / 4: {"blocks_a.1", "blocks_v.1"},
+        1 / 8: {"blocks_a.0", "blocks_v.0"},
+        1 / 16: {"modality_a", "modality_v", "pos_embed_a", "pos_embed_v", "patch_embed_a", "patch_embed_v"},
+    }
