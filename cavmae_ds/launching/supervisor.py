@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.checkpoint.bucket import open_bucket
+from cavmae_ds.checkpoint.bucket import PATIENCE_S, open_bucket
 from cavmae_ds.checkpoint.folder import step_of
 from cavmae_ds.config import CommonConfig
+from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import DataError
 from cavmae_ds.launching.attempt import Asked, Attempt
 from cavmae_ds.launching.hosts import CONNECTION_LOST, Host, unreachable
@@ -54,6 +56,7 @@ class Supervisor:
                 pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
                 _tell(f"restart {failures} of {self.restarts} from step {saved} in {pause_s:g} s")
                 asked.pause(pause_s)
+                self._await_shards(asked)
                 if asked.ever:
                     return ExitCode.STOPPED
 
@@ -84,6 +87,18 @@ class Supervisor:
         if code not in (ExitCode.DONE, ExitCode.STOPPED):
             _tell(f"the ranks ended without a last checkpoint; the same command goes on from step {self._saved_step()}")
         return code if code in (ExitCode.DONE, ExitCode.REFUSED, ExitCode.QUIT) else ExitCode.STOPPED
+
+    def _await_shards(self, asked: Asked) -> None:
+        """Wait for buckets of shards that do not answer: ranks would take it for a mistake, and end for good."""
+        data, until = self.cfg.data, time.monotonic() + PATIENCE_S
+        for address in (data.train, data.validation, *(source.remote for source in data.sources)):
+            while "://" in address and not asked.ever and time.monotonic() < until:
+                try:
+                    open_store(address, data.answer_timeout_s)
+                    break
+                except DataError as error:
+                    _tell(f"waiting for the shards: {error}")
+                    asked.pause(_FIRST_PAUSE_S)
 
     def _saved_step(self) -> int:
         """Of the newest checkpoint, in the run folder or the bucket."""

@@ -37,12 +37,12 @@ sys.exit(end)
 """
 
 
-def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: int) -> tuple[int, list]:
+def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: int, **data: str) -> tuple[int, list]:
     """Exit code of a run whose attempts end by plan, (exit code, step of a new checkpoint), and what is left of it."""
     (folder / "rank.py").write_text(RANK)
     (folder / "plan.json").write_text(json.dumps(plan))
     train = {"global_batch": 2, "micro_batch": 2, "steps": 1}
-    cfg = validate_config({"run_dir": str(folder), "train": train})
+    cfg = validate_config({"run_dir": str(folder), "train": train, "data": data})
     program = [str(folder / "rank.py"), str(folder / "plan.json")]
     code = Supervisor(cfg, program, [Host(HERE, 1)], restarts, min_hosts=1).run()
     return code, json.loads((folder / "plan.json").read_text())
@@ -84,6 +84,21 @@ def test_a_signal_goes_to_the_ranks_and_ends_the_run_for_good(tmp_path):
     threading.Thread(target=send, daemon=True).start()
     assert supervised(tmp_path, [("wait", 0), (0, 0)], restarts=3) == (75, [[0, 0]])
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_restart_waits_for_a_bucket_that_is_away(tmp_path, s3_bucket, monkeypatch):
+    there, said = os.environ["S3_ENDPOINT_URL"], []
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        if sentence.startswith("waiting"):  # as soon as it is missed it comes back
+            os.environ["S3_ENDPOINT_URL"] = there
+
+    monkeypatch.setattr(supervisor, "_tell", tell)
+    assert supervised(tmp_path, [(69, 0), (0, 0)], restarts=1, train=f"s3://{s3_bucket}/shards") == (0, [])
+    waited = [number for number, sentence in enumerate(said) if sentence.startswith("waiting for the shards: ")]
+    assert waited == [len(said) - 2] and "cannot be reached at http://127.0.0.1:9" in said[-2]
 
 
 @pytest.mark.parametrize(
