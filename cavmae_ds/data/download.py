@@ -154,15 +154,17 @@ class ShardStream(Stream):
         from boto3.s3.transfer import TransferConfig
 
         patience_s = self._data.answer_timeout_s
-        if self._client is None:  # made where it is used: it would not survive a fork
-            self._client = s3_client(connect_timeout_s=patience_s, answer_timeout_s=patience_s, attempts=1)
+        client = self._client  # another thread may give it up meanwhile
+        if client is None:  # made where it is used: it would not survive a fork
+            client = s3_client(connect_timeout_s=patience_s, answer_timeout_s=patience_s, attempts=1)
+            self._client = client
         parts = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
         )
         url = urlparse(self.address)
         key = f"{url.path.strip('/')}/{name}".lstrip("/")
         with part.open("wb") as file:
-            self._client.download_fileobj(url.netloc, key, file, Config=parts)
+            client.download_fileobj(url.netloc, key, file, Config=parts)
 
 
 def cache_folder(address: str, cache: Path | None) -> Path:
