@@ -232,15 +232,16 @@ class Watch:
 def watching(cfg: WatchConfig, world: World, stacks: Path) -> Iterator[Watch]:
     """A watch; whatever ends this rank inside is told to the others.
 
-    Raises PeerLost in place of an error of a collective that failed because another rank is gone.
+    Raises PeerLost in place of an error of a collective that failed because another rank is gone, and of torch's when a
+    loader worker is.
     """
     patience = timedelta(seconds=2 * cfg.silence_seconds)  # silence is for the judge to end, not for the connection
     watch = Watch(cfg, world.rank, world.size, stacks, open_store("watch", patience))
     try:
         yield watch
     except Exception as error:
-        if is_lost_connection(error):
-            lost = watch.lost(error)
+        lost = watch.lost(error) if is_lost_connection(error) else _lost_worker(error)
+        if lost:
             watch.farewell(str(lost), lost.code)
             raise lost from error
         known = isinstance(error, (UserError, Leaving))
@@ -249,6 +250,14 @@ def watching(cfg: WatchConfig, world: World, stacks: Path) -> Iterator[Watch]:
         watch.farewell(sentence, code)
         raise
     watch.close()
+
+
+def _lost_worker(error: Exception) -> PeerLost | None:
+    """What to raise in place of torch's error, which comes up wherever the main thread is when SIGCHLD arrives."""
+    said = str(error)
+    if not (isinstance(error, RuntimeError) and said.startswith("DataLoader worker (pid")):
+        return None
+    return PeerLost(f"a loader worker is gone ({said.strip(' .')}); was there too little memory?")
 
 
 def _names(beats: list[Beat]) -> str:

@@ -161,6 +161,16 @@ def test_a_rank_that_is_killed_is_named_by_the_other_within_seconds(rank, run_fi
     assert_named(rank, "[45]", finished.stdout)
 
 
+def test_a_loader_worker_that_is_killed_is_named_and_the_run_can_be_started_again(run_file):
+    with forked(run_file, run_file.parent / "killed-worker", "train.steps=2000") as (ranks, processes):
+        workers = [process for process in processes[2:] if "resource_tracker" not in " ".join(process.cmdline())]
+        workers[0].kill()
+        finished = ranks.wait(120)
+        assert_nothing_left(processes, run_file, finished.stdout)
+    assert finished.returncode == 69
+    assert finished.stdout.count("a loader worker is gone (DataLoader worker (pid") >= 1
+
+
 def test_a_rank_that_freezes_for_good_is_named_and_ended_by_the_other(run_file):
     run_dir = run_file.parent / "frozen"
     with forked(run_file, run_dir, "train.steps=2000", "watch.silence_seconds=5") as (ranks, processes):
