@@ -16,9 +16,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights, whole_checkpoints
-from cavmae_ds.evaluate.commands import evaluate
 from cavmae_ds.evaluate.pretrained import load_pretrained
-from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_ranks
+from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_cavmae, fork_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -144,8 +143,9 @@ def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_sh
     assert not torch.equal(weights.model.norm_a.weight, mean.model.norm_a.weight)
     assert torch.equal(mean.model.norm_a.weight, read_weights(undisturbed, ema=True)["norm_a.weight"])
 
-    evaluate(undisturbed, str(tiny_shards), ema=True)
+    finished = fork_cavmae("evaluate", undisturbed, "--data", tiny_shards, "--ema")
 
+    assert finished.returncode == 0, finished.stderr
     assert json.loads((undisturbed / "retrieval.json").read_text())["ema"] is True
 
 
