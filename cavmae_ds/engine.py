@@ -98,12 +98,18 @@ def build_engine(cfg: CommonConfig, numbers: CommonNumbers, model: Any, world: W
     return engine
 
 
+def leave_out(engine: Any, left_out: bool) -> None:
+    """Whether the step that comes is one that is not taken, whatever its gradient: back_propagate sees to it."""
+    engine.left_out = left_out
+
+
 def back_propagate(engine: Any, loss: torch.Tensor) -> None:
     """engine.backward(). A loss that is not finite gives gradients that are not, so that no rank takes the step.
 
     Its formula alone might not: the gradient of an infinite cross-entropy is finite.
     """
-    engine.backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan))
+    factor = torch.nan if getattr(engine, "left_out", False) else 1.0
+    engine.backward(loss * torch.where(loss.detach().isfinite(), factor, torch.nan))
 
 
 def take_step(engine: Any) -> torch.Tensor | float:

@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
+from cavmae_ds.checkpoint.folder import Rewind
+from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import CommonConfig
-from cavmae_ds.distributed import World, from_all_ranks
+from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks
 from cavmae_ds.errors import GuardError
 from cavmae_ds.evidence import Evidence
 from cavmae_ds.monitor.monitor import Monitor
 from cavmae_ds.step import StepDone
+from cavmae_ds.survival.leaving import GoneBack
 
 NAMED_CLIPS = 8
 """So many clips are named in a line of the log; the folder has all."""
@@ -57,36 +60,41 @@ class _Taken(NamedTuple):
 
     step: int
     grad_norm: Tensor | float  # on its way to the host
+    loss: Tensor | float  # likewise, the mean over ranks; 0 without guard.rewind
     evidence: list[Evidence]
 
 
 class Guard:
     """Told of every step, by all ranks alike; the first one speaks."""
 
-    def __init__(self, cfg: CommonConfig, world: World, monitor: Monitor, skipped: int):
+    def __init__(self, cfg: CommonConfig, world: World, monitor: Monitor, checkpoints: Checkpoints, skipped: int):
         """skipped: steps of this run that were skipped before."""
-        self._cfg, self._world, self._monitor = cfg, world, monitor
+        self._cfg, self._world, self._monitor, self._checkpoints = cfg, world, monitor, checkpoints
         self._skipped, self._in_a_row, self._spikes = skipped, 0, 0
         self._norms = RunningMedian(cfg.guard.spike_window)
         self._before: _Taken | None = None
         self._high = False
+        self._losses = RunningMedian(cfg.guard.spike_window)
+        self._high_losses: list[int] = []
 
     def step_done(self, step: int, done: StepDone) -> None:
         """Note one optimizer step (1-based).
 
-        Raises GuardError, on all ranks, when the last guard.max_nonfinite_in_a_row steps were skipped.
+        Raises, on all ranks, GuardError when the last guard.max_nonfinite_in_a_row steps were skipped, GoneBack when
+        the loss has stayed high and guard.rewind is set.
         """
         counted = self._skipped, self._spikes
         if self._before and self._cfg.guard.spike_factor:
             self._look_back(self._before)
+        if self._before and self._cfg.guard.rewind:
+            self._judge_loss(self._before)
         self._before = None
         if done.skipped:
             self._name_clips(step, done.evidence)
         else:
-            norm = done.grad_norm
             # Not waited for: the step after this one waits for its own norm, which comes later.
-            on_its_way = norm.detach().to("cpu", non_blocking=True) if isinstance(norm, Tensor) else norm
-            self._before, self._in_a_row = _Taken(step, on_its_way, done.evidence), 0
+            loss = mean_over_ranks(done.losses.total) if self._cfg.guard.rewind else 0.0
+            self._before, self._in_a_row = _Taken(step, _fetched(done.grad_norm), _fetched(loss), done.evidence), 0
         if counted != (self._skipped, self._spikes) or step % self._cfg.monitor.log_every == 0:
             counts = {"guard/skipped_steps": float(self._skipped), "guard/gradient_spikes": float(self._spikes)}
             self._monitor.draw(step, counts)
@@ -96,6 +104,41 @@ class Guard:
                 f"(guard.max_nonfinite_in_a_row); {str(self._folder('nonfinite'))!r} says what of which clips was not "
                 "finite: look at those, or start again with a lower optim.learning_rate or with optim.clip_grad_norm"
             )
+
+    def left_out(self, step: int) -> None:
+        """Note a step whose update was left out after a rewind."""
+        self._before, self._skipped = None, self._skipped + 1
+        self._monitor.event(step, "left out")
+        self._monitor.draw(step, {"guard/skipped_steps": float(self._skipped)})
+
+    def _judge_loss(self, taken: _Taken) -> None:
+        """Whether the loss has been far higher than usual for too long. All ranks judge the same number."""
+        loss, cfg = float(taken.loss), self._cfg.guard
+        usual = self._losses.value if len(self._losses) >= cfg.spike_window // 4 else math.inf
+        if loss <= cfg.rewind_factor * usual:
+            self._losses.add(loss)
+            self._high_losses.clear()
+            return
+        self._high_losses.append(taken.step)
+        if len(self._high_losses) == cfg.rewind_after:
+            self._go_back(Rewind(self._high_losses[0], taken.step), loss / usual)
+
+    def _go_back(self, rewind: Rewind, factor: float) -> None:
+        steps = f"the loss of steps {rewind.first} to {rewind.last} rose to {factor:.3g} times the median before"
+        known = self._checkpoints.rewinds
+        if len(known.all) >= self._cfg.guard.max_rewinds:
+            raise GuardError(
+                f"{steps}, after {len(known.all)} rewinds (guard.max_rewinds); look at the clips of those steps, or "
+                "start again with a lower optim.learning_rate or with optim.clip_grad_norm"
+            )
+        if not self._checkpoints.before(rewind.first):
+            self._say(rewind.last, "no rewind", f"{steps}, and there is no checkpoint from before to go back to")
+            return
+        known.note(rewind)
+        self._monitor.event(rewind.last, "rewind", first=rewind.first, last=rewind.last)
+        raise GoneBack(
+            f"{steps}; the same command goes on from the checkpoint before them and leaves their updates out"
+        )
 
     def _name_clips(self, step: int, evidence: Sequence[Evidence]) -> None:
         """Of a skipped step those clips whose own numbers are not finite; without any all of the batch."""
@@ -146,6 +189,11 @@ class Guard:
 
     def _folder(self, kind: str) -> Path:
         return self._cfg.run_dir / kind
+
+
+def _fetched(value: Tensor | float) -> Tensor | float:
+    """On its way to the host."""
+    return value.detach().to("cpu", non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _clips(evidence: Sequence[Evidence]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import typer
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.load import load_run, to_yaml
 from cavmae_ds.errors import DataError, RankError, UserError
-from cavmae_ds.survival.leaving import ExitCode, PeerLost, StoppedEarly, leave, leaving, say
+from cavmae_ds.survival.leaving import ExitCode, Leaving, PeerLost, leave, leaving, say
 from cavmae_ds.survival.lineage import launchers, when_orphaned
 from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
 
@@ -110,13 +110,13 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
     rank = _from_launcher("RANK", 0)
     try:
         train()
-    except StoppedEarly as stopped:
-        if rank == 0:
-            say(f"{what}: {stopped}")
-        return stopped.code
     except PeerLost as lost:
         say(f"rank {rank}: {lost}")
         return lost.code
+    except Leaving as left:
+        if rank == 0:
+            say(f"{what}: {left}")
+        return left.code
     except DataError as error:
         say(f"{what}: error: rank {rank}: {error}")
         return ExitCode.REFUSED

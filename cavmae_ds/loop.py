@@ -19,7 +19,7 @@ from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.ema import RunningMean, running_means
-from cavmae_ds.engine import build_engine, build_model
+from cavmae_ds.engine import build_engine, build_model, leave_out
 from cavmae_ds.guards import Guard
 from cavmae_ds.monitor.monitor import Monitor, Validates
 from cavmae_ds.step import StepDone
@@ -78,12 +78,17 @@ def _steps(run: Run, numbers: CommonNumbers, stop: StopRequests) -> str:
     batches = run.watch.batches(micro_batches(run.loader))
     ready = ahead(run.monitor.timed(batches), run.parts.front_end)
     for step in range(run.start + 1, numbers.total_steps + 1):
+        left_out = run.checkpoints.rewinds.leaves_out(step)
+        leave_out(run.engine, left_out)
         done = run.parts.step(islice(ready, numbers.accumulation))
         for mean in run.means:
             mean.update(step, done.skipped)
         run.watch.at(step, "monitoring")
         run.monitor.step_done(step, done)
-        run.guard.step_done(step, done)
+        if left_out:
+            run.guard.left_out(step)
+        else:
+            run.guard.step_done(step, done)
         run.monitor.validate(step, run.parts.validation)
         run.watch.at(step, "saving")
         agreed = run.agreement.exchange({"stop": stop.reason, "save": run.checkpoints.overdue()})
@@ -118,7 +123,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
         monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)
         try:
-            guard = Guard(cfg, world, monitor, engine.skipped_steps)
+            guard = Guard(cfg, world, monitor, checkpoints, engine.skipped_steps)
             yield Run(world, watch, agreement, engine, means, parts, loader, monitor, guard, checkpoints, start)
         finally:
             monitor.close()

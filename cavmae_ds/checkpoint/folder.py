@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
 from pydantic_core import from_json
@@ -58,6 +58,13 @@ class ParameterRecord(_Frozen):
     """An optimizer holds it; else it was frozen."""
 
 
+class Rewind(NamedTuple):
+    """Steps whose clips are seen without an update, because the loss rose there: first and last, counted from 1."""
+
+    first: int
+    last: int
+
+
 class Manifest(_Frozen):
     """Everything about a checkpoint but its large tensors."""
 
@@ -70,8 +77,8 @@ class Manifest(_Frozen):
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     states: list[str] = []
     """Kinds of values saved of the parameters: master, exp_avg, ema, ..."""
-    left_out_steps: list[NonNegativeInt] = []
-    """Steps whose clips were consumed without an update."""
+    rewinds: list[Rewind] = []
+    """How often the run had gone back, and which steps it left out for that."""
     scalars: dict[str, Any] = {}
     """What the engine and the optimizer hold besides tensors."""
     identity: dict[str, Any] = {}

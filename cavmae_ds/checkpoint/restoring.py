@@ -78,7 +78,7 @@ def restore(
     if disk.leads:
         remove_partials(disk.root)
     barrier()
-    for step, in_bucket in told_by_first_rank(world, lambda: _newest_first(disk, bucket)):
+    for step, in_bucket in told_by_first_rank(world, lambda: newest_first(disk, bucket)):
         place = _Place(step, disk, bucket if in_bucket else None)
         try:
             return _open(place, world, fits, find)
@@ -94,7 +94,7 @@ def restore(
     return None
 
 
-def _newest_first(disk: Disk, bucket: Bucket | None) -> list[tuple[int, bool]]:
+def newest_first(disk: Disk, bucket: Bucket | None) -> list[tuple[int, bool]]:
     """Step and whether it is the copy in the bucket, of all checkpoints."""
     # Hosts with a disk of their own hold parts of checkpoints, which save them fetching these.
     here = [(step_of(folder.name) or 0, False) for folder in whole_checkpoints_in(disk.root) if disk.shared]

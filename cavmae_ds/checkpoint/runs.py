@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.checkpoint.disk import Outcome, find_disk
+from cavmae_ds.checkpoint.disk import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.engine_state import EngineState
-from cavmae_ds.checkpoint.folder import Manifest, checkpoint_root
+from cavmae_ds.checkpoint.folder import DamagedCheckpoint, Manifest, checkpoint_root
 from cavmae_ds.checkpoint.identity import check_same_run, identity
-from cavmae_ds.checkpoint.restoring import restore
+from cavmae_ds.checkpoint.restoring import newest_first, restore
 from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.checkpoint.rewinds import Rewinds
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
 from cavmae_ds.config import CommonConfig
@@ -36,10 +37,13 @@ class Checkpoints:
     ):
         """engine: freshly built; means: running means of its weights.
 
-        Raises CheckpointError if hosts do not share the run folder, and there is no bucket either.
+        Raises CheckpointError if hosts do not share the run folder, and there is no bucket either, or if the run's
+        rewinds cannot be read.
         """
         self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
         self._state = EngineState(engine, means, world)
+        self.rewinds = Rewinds(cfg.run_dir, world)
+        """What this run has gone back from."""
         self._disk = find_disk(checkpoint_root(cfg.run_dir), world)
         address = cfg.checkpoint.address
         self._bucket = open_bucket(address) if address else None
@@ -70,6 +74,7 @@ class Checkpoints:
         if found:
             manifest, reader = found
             self._state.load(manifest, reader)
+            self.rewinds.adopt(manifest.rewinds)
             self._newest = self._saved_step = manifest.step
             before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
             log.info("resumed from step %d (%s)", manifest.step, before)
@@ -137,8 +142,15 @@ class Checkpoints:
         """End of the run: a save that is going on gets a moment."""
         self._writer.close()
 
+    def before(self, step: int) -> bool:
+        """Whether there is a checkpoint of fewer optimizer steps. All ranks together."""
+        found = told_by_first_rank(self._world, lambda: newest_first(self._disk, self._bucket))
+        return any(saved < step for saved, _ in found)
+
     def _fits(self, manifest: Manifest, address: str) -> None:
         check_same_run(manifest, self._cfg, self._numbers, address)
+        if self.rewinds.left_behind(manifest):
+            raise DamagedCheckpoint(f"checkpoint {address!r} is of steps that the run has gone back from")
 
     def _manifest(self, step: int) -> Manifest:
         """All but the files."""
@@ -150,6 +162,7 @@ class Checkpoints:
             states=self._state.states(),
             scalars=self._state.scalars(),
             identity=identity(self._cfg, self._numbers),
+            rewinds=self.rewinds.all,
             parameters=self._state.parameters(),
             config=self._cfg.model_dump(mode="json"),
         )

@@ -26,7 +26,8 @@ class ExitCode(IntEnum):
     REFUSED = 2
     """Something must change first; starting the same command again would end the same."""
     LOST = os.EX_UNAVAILABLE
-    """69: a rank or a host is gone or stuck. Start the same command again."""
+    """69: a rank or a host is gone or stuck, or the run goes back to before its loss rose. Start the same command
+    again."""
     STOPPED = os.EX_TEMPFAIL
     """75: asked to stop before the end of the run. Start the same command again to go on."""
     QUIT = 130
@@ -43,6 +44,12 @@ class StoppedEarly(Leaving):
     """Somebody asked for it, and everything is saved."""
 
     code = ExitCode.STOPPED
+
+
+class GoneBack(Leaving):
+    """The next start goes on from an earlier checkpoint."""
+
+    code = ExitCode.LOST
 
 
 class PeerLost(Leaving):

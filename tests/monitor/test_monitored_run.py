@@ -142,7 +142,7 @@ def test_a_rank_that_is_slower_than_the_others_is_named(tiny_shards, tmp_path):
     curves = curves_of_log(tmp_path / "run")
     last = told["step"]
     assert curves["ranks/slowest"][last] == 1
-    assert curves["ranks/own_seconds_max"][last] > 0.2  # two forward passes a step, half of a difference above the median
+    assert curves["ranks/own_seconds_max"][last] > 0.2  # two passes a step, half the difference above the median
     assert curves["ranks/straggler_share"][last] > 0.1
 
 

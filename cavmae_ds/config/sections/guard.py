@@ -27,6 +27,17 @@ class GuardConfig(Section):
     """Norms in the median, which spikes move only when half of them are; judged from a quarter of them on. Long enough
     not to follow a rise within it, short beside the thousands of steps over which norms fall."""
 
+    rewind: bool = False
+    """When the loss stays high, go back to the checkpoint before it rose and leave out the updates of the steps where
+    it did; their clips count as seen. The run ends with exit code 69 for that: `cavmae launch` starts it again."""
+    rewind_factor: Annotated[float, Field(gt=1)] = 1.5
+    """A loss so many times the median of the last spike_window ones is high: losses creep, and one that doubles has
+    lost what thousands of steps had learnt."""
+    rewind_after: Positive = 20
+    """So many high losses in a row are no accident of a batch."""
+    max_rewinds: Positive = 3
+    """The run ends when its loss rises once more after so many: other batches will not help it."""
+
     @field_validator("spike_factor")
     @classmethod
     def _above_the_usual(cls, factor: float) -> float:
