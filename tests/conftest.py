@@ -30,8 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
-        if item.get_closest_marker("matrix") and config.option.markexpr != "matrix":
-            item.add_marker(pytest.mark.skip(reason="takes long; ask for it with -m matrix"))
+        for long in ("matrix", "chaos"):
+            if item.get_closest_marker(long) and config.option.markexpr != long:
+                item.add_marker(pytest.mark.skip(reason=f"takes long; ask for it with -m {long}"))
     # The longest files first, so that two processes finish at about the same time.
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -1,0 +1,17 @@
+"""`cavmae launch --restarts 20`, but for the ranks, which note their clips: `supervisor.py FOLDER RUN.yaml ...`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cavmae_ds.config import RunConfig
+from cavmae_ds.config.load import load_run
+from cavmae_ds.launching.hosts import HERE, Host
+from cavmae_ds.launching.supervisor import Supervisor
+
+if __name__ == "__main__":
+    folder, run, *overrides = sys.argv[1:]
+    program = [str(Path(__file__).with_name("noting_rank.py")), folder, run, *overrides]
+    cfg = load_run(Path(run), RunConfig, overrides)
+    sys.exit(Supervisor(cfg, program, [Host(HERE, 2)], restarts=20, min_hosts=1).run())
