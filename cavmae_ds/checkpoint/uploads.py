@@ -24,7 +24,7 @@ from cavmae_ds.checkpoint.bucket import Bucket
 from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard, told_by_first_rank
 from cavmae_ds.checkpoint.folder import Manifest, is_whole, read_manifest, step_name, whole_checkpoints_in
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.distributed import World
+from cavmae_ds.distributed import World, is_lost_connection
 from cavmae_ds.errors import CheckpointError, UserError
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ class Uploads:
                 self._round(number)
         except Unheard:  # the run is ending
             return
-        except Exception:
+        except Exception as error:
+            if is_lost_connection(error):  # the first rank is gone: who that is the watch says
+                return
             log.exception("checkpoints are no longer sent to %s", self._bucket.url)
 
     def _round(self, number: int) -> None:
