@@ -34,7 +34,7 @@ monitor: {{log_every: 2, pictures_every: 3, pictures: 2}}
 TAGS = {
     "loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive", "retrieval/in_batch_accuracy", "optim/lr",
     "optim/grad_norm", "perf/clips_per_second", "perf/clips_per_second_per_gpu", "perf/data_wait_share", "perf/mfu",
-    "perf/memory_gib", "data/bad_clips",
+    "memory/peak_gib", "data/bad_clips",
 }  # fmt: skip
 
 
@@ -56,8 +56,8 @@ def test_two_ranks_pretrain_in_bf16_from_a_bucket_and_show_what_they_do(stage, b
 
     assert finished.returncode == 0, finished.stdout
     curves = read_curves(run_dir)
-    assert set(curves) == TAGS
-    assert all(set(points) == {2, 4, 6} for points in curves.values())
+    assert set(curves) >= TAGS
+    assert all(set(curves[tag]) == {2, 4, 6} for tag in TAGS)
     assert all(math.isfinite(value) for points in curves.values() for value in points.values())
     assert curves["loss/contrastive"][2] > 0 and curves["optim/grad_norm"][2] > 0
     assert all(0 < share < 1 for share in curves["perf/mfu"].values())
@@ -146,7 +146,7 @@ def test_a_server_that_is_away_for_20_seconds_costs_nothing_but_time(tiny_shards
     assert "next attempt in" in said and server.address.secret_key not in said and "Traceback" not in said
     truth, curves = (read_curves(tmp_path / name) for name in ("undisturbed", "outage"))
     for tag in truth:
-        if not tag.startswith("perf/"):
+        if tag.startswith(("loss/", "retrieval/", "optim/", "data/")):  # the others are of time and memory
             assert set(truth[tag]) == set(range(1, STEPS + 1)) and curves[tag] == truth[tag]  # bitwise, at every step
 
 
