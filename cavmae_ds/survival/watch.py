@@ -9,6 +9,7 @@ new was heard, and ends this process.
 from __future__ import annotations
 
 import faulthandler
+import signal
 import socket
 import threading
 import time
@@ -240,6 +241,7 @@ def watching(cfg: WatchConfig, world: World, stacks: Path) -> Iterator[Watch]:
     try:
         yield watch
     except Exception as error:
+        _hear_no_more_of_workers()
         lost = watch.lost(error) if is_lost_connection(error) else _lost_worker(error)
         if lost:
             watch.farewell(str(lost), lost.code)
@@ -250,6 +252,12 @@ def watching(cfg: WatchConfig, world: World, stacks: Path) -> Iterator[Watch]:
         watch.farewell(sentence, code)
         raise
     watch.close()
+
+
+def _hear_no_more_of_workers() -> None:
+    """Every further worker that ends would raise torch's error again, in the middle of what is done about this one."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _lost_worker(error: Exception) -> PeerLost | None:
