@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -21,6 +22,16 @@ def tiny_shards(tmp_path_factory):
     synthesize(folder / "videos", clips=24, classes=4, seconds=1.2, size=64, eval_share=0)
     prepare(folder / "videos" / "train.csv", str(folder / "shards"), PrepareSettings(frame_size=64), workers=2)
     return folder / "shards"
+
+
+def pytest_configure() -> None:
+    """Children hear all signals, also where the suite runs behind nohup or a shell's &, which ignore some.
+
+    A signal that is ignored stays so in children, one with a handler is back at its default.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

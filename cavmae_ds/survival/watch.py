@@ -207,7 +207,7 @@ class Watch:
         if verdict.stuck:
             self._write_stacks()
         for beat in verdict.silent:
-            if beat.host == self._me.host and beat.rank != self._rank:
+            if beat.host == self._me.host and beat.pid != self._me.pid:
                 _kill(beat)
         self._linger()
         self._end(verdict.code)
