@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cavmae_ds.durable import flush
-from cavmae_ds.errors import CheckpointError
+from cavmae_ds.errors import CheckpointError, ConfigError
 
 
 def read_pth(path: Path) -> dict[str, Any]:
@@ -40,11 +40,17 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields the name to write to; the file gets its own name once it is on disk. Folders on the way are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields the name to write to; the file gets its own name once it is on disk. Folders on the way are made.
+
+    Raises ConfigError where nothing can be written.
+    """
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    try:
         permissions = unfinished.stat().st_mode
         yield unfinished
         unfinished.chmod(permissions)  # safetensors lets nobody else read

@@ -103,3 +103,8 @@ def test_an_ending_that_tells_no_format_is_refused(tmp_path):
     assert format_of(tmp_path / "a.b.onnx") == "onnx"
     with pytest.raises(ConfigError, match=r"tells no format by its ending; known are \.safetensors \(safetensors\)"):
         format_of(tmp_path / "weights.bin")
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(official):
+    with pytest.raises(ConfigError, match=r"cannot write .*x\.pth': (Not a directory|File exists)"):
+        export(open_weights(official, **HEADS), official / "x.pth", "official")
