@@ -117,8 +117,9 @@ def derive_finetuning(
             f"{classes}; leave it out, or prepare the clips with labels if they name none"
         )
     with torch.device("meta"):
-        sizes = {name: parameter.numel() for name, parameter in CAVMAEFT(cfg.model, classes).named_parameters()}
-        unused = CAVMAEFT(cfg.model, classes).unused_parameters(cfg.classifier.mode)
+        model = CAVMAEFT(cfg.model, classes)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    unused = model.unused_parameters(cfg.classifier.mode)
     head_only = cfg.classifier.freeze_base
     trained = [
         size for name, size in sizes.items() if name not in unused and (name.startswith("mlp_head.") or not head_only)
