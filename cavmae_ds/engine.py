@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config import CommonConfig, FinetuneConfig
 from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World
 from cavmae_ds.exchange.init import initialise
 from cavmae_ds.model.cavmae import CAVMAE
-from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.model.encoder import Encoder
+from cavmae_ds.model.freezing import freeze_unused
 from cavmae_ds.optim import LayerwiseOptimizer, all_alike, build_optimizer, classifier_rate, learning_rate_share
 from cavmae_ds.partitions import find_partitions, write_shard
 
@@ -63,8 +64,8 @@ def build_model(cfg: CommonConfig, numbers: CommonNumbers, world: World) -> Enco
 
 def _blank_model(cfg: CommonConfig, numbers: CommonNumbers) -> Encoder:
     normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
-    if isinstance(numbers, FinetuneNumbers):
-        return CAVMAEFT(cfg.model, numbers.classes, normalisation)
+    if isinstance(cfg, FinetuneConfig) and isinstance(numbers, FinetuneNumbers):
+        return CLASSIFIERS[cfg.classifier.model](cfg.model, numbers.classes, normalisation)
     return CAVMAE(cfg.model, normalisation)
 
 
@@ -74,7 +75,9 @@ def build_engine(cfg: CommonConfig, numbers: CommonNumbers, model: Any, world: W
 
     freeze_unused(model, cfg)
     batch = cfg.train.global_batch
-    rate_of = partial(classifier_rate, cfg=cfg.classifier, model=cfg.model) if _finetunes(cfg) else all_alike
+    rate_of = all_alike
+    if isinstance(cfg, FinetuneConfig):
+        rate_of = partial(classifier_rate, cfg=cfg.classifier, model=cfg.model)
     peak = cfg.optim.peak_learning_rate(batch)
     optimizer = build_optimizer(model.named_parameters(), cfg.optim, peak, world.device, rate_of)
     share = partial(
@@ -143,24 +146,3 @@ def _may_overflow(optimizer: Any) -> None:
 
     optimizer.overflow = False
     optimizer.register_step_pre_hook(drop_gradients)
-
-
-def freeze_unused(model: Any, cfg: CommonConfig) -> None:
-    """Parameters that no loss of this run reaches stay as they are: no decay, no stale gradient (spec traps 3).
-
-    So does everything but the head of a linear probe.
-    """
-    if _finetunes(cfg):
-        unused = model.unused_parameters(cfg.classifier.mode)
-        if cfg.classifier.freeze_base:
-            unused |= {name for name, _ in model.named_parameters() if not name.startswith("mlp_head.")}
-    else:
-        assert isinstance(cfg, RunConfig)
-        unused = model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
-    for name, parameter in model.named_parameters():
-        if name in unused:
-            parameter.requires_grad_(False)
-
-
-def _finetunes(cfg: CommonConfig) -> TypeGuard[FinetuneConfig]:
-    return isinstance(cfg, FinetuneConfig)

@@ -15,8 +15,9 @@ from cavmae_ds.data.order import steps_per_epoch
 from cavmae_ds.data.shards import check_shards, read_manifest
 from cavmae_ds.data.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.model.flops import classifier_flops, training_flops
+from cavmae_ds.model.freezing import freeze_unused
 from cavmae_ds.plan.activations import activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import count, states
@@ -117,17 +118,13 @@ def derive_finetuning(
             f"{classes}; leave it out, or prepare the clips with labels if they name none"
         )
     with torch.device("meta"):
-        model = CAVMAEFT(cfg.model, classes)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    unused = model.unused_parameters(cfg.classifier.mode)
-    head_only = cfg.classifier.freeze_base
-    trained = [
-        size for name, size in sizes.items() if name not in unused and (name.startswith("mlp_head.") or not head_only)
-    ]
+        model = CLASSIFIERS[cfg.classifier.model](cfg.model, classes)
+    freeze_unused(model, cfg)
+    parameters = list(model.parameters())
     return FinetuneNumbers(
         **common,
-        parameters=sum(sizes.values()),
-        trainable_parameters=sum(trained),
+        parameters=sum(one.numel() for one in parameters),
+        trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
         gflop_per_clip=round(classifier_flops(cfg.model, cfg.classifier) / 1e9, 2),
         classes=classes,
         class_names=names,

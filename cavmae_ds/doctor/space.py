@@ -15,7 +15,7 @@ from cavmae_ds.data.schema import AUDIO_RATE_HZ, CLIP_SECONDS
 from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, check_temporary_folder
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.launched import ranks_of_this_host
-from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.plan.states import count
 
 GIB, MIB = 2**30, 2**20
@@ -88,7 +88,7 @@ def parameters(cfg: CommonConfig) -> int:
     """Of the run's model; allocates nothing."""
     if isinstance(cfg, FinetuneConfig):
         with torch.device("meta"):
-            model = CAVMAEFT(cfg.model, cfg.classifier.classes or CLASSES)
+            model = CLASSIFIERS[cfg.classifier.model](cfg.model, cfg.classifier.classes or CLASSES)
         return sum(parameter.numel() for parameter in model.parameters())
     assert isinstance(cfg, RunConfig)
     return count(cfg).total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cavmae_ds.config import ModelConfig
-from cavmae_ds.config.sections.classify import Mode
+from cavmae_ds.config.sections.classify import ClassifierModel, Mode
 from cavmae_ds.data.normalise import Normalisation
 from cavmae_ds.model.blocks import Modality
 from cavmae_ds.model.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
@@ -107,6 +107,10 @@ class CAVMAEFTAudio(CAVMAEFT):
     ) -> Tensor | Features:
         """See CAVMAEFT; images are not looked at."""
         return super().forward(audio, None, mode)
+
+
+CLASSIFIERS: dict[ClassifierModel, type[CAVMAEFT]] = {"audio-visual": CAVMAEFT, "audio": CAVMAEFTAudio}
+"""By classifier.model of a run file."""
 
 
 def _given(pixels: Tensor | None, name: str, mode: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from cavmae_ds.config import FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import derive_finetuning
 from cavmae_ds.config.load import load_run, to_yaml, validate_run
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.model.classifier import CAVMAEFT
@@ -35,6 +36,7 @@ def test_a_resolved_run_file_is_read_back_as_it_was(tmp_path):
         ({"average": {"from_epoch": 3}}, "got 3 to 0"),
         ({"loss": {"kind": "ce"}}, "set evaluate.metric accuracy, or loss.kind bce"),
         ({"classifier": {"mode": "audio"}}, "'classifier.mode' must be 'multimodal', 'audioonly'"),
+        ({"classifier": {"model": "audio"}}, "classifier: mode must be audioonly or missingaudioonly for model audio"),
         ({"model": {"decoder_chunk": 4}}, "a classifier has no decoder"),
         ({"augment": {"mixupp": 1}}, "did you mean 'augment.mixup'"),
         (
@@ -47,6 +49,19 @@ def test_a_mistake_is_told_in_one_sentence(sections, said):
     with pytest.raises(ConfigError) as refused:
         finetuning(**sections)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "parameters", "trained"),
+    [
+        ({"model": "audio", "mode": "audioonly"}, 86_129_423, 86_129_423 - 49 * 2 * 768),  # but for 49 norms
+        ({"model": "audio", "mode": "missingaudioonly", "freeze_base": True}, 86_129_423, 406_799),
+        ({"freeze_base": True}, 164_907_023, 406_799),
+    ],
+)
+def test_what_there_is_and_what_of_it_is_trained_is_counted(classifier, parameters, trained):
+    numbers = derive_finetuning(finetuning(classifier=classifier), 1, clips=72, class_names=("a",) * 527)
+    assert (numbers.parameters, numbers.trainable_parameters) == (parameters, trained)
 
 
 def test_a_finetuning_run_is_no_pretraining_run():

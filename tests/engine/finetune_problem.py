@@ -15,9 +15,9 @@ from cavmae_ds.data.augment import SoundAugmentation, targets
 from cavmae_ds.data.clips import Batch, collate
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
-from cavmae_ds.engine import freeze_unused
 from cavmae_ds.losses import classification_losses
-from cavmae_ds.model.classifier import CAVMAEFT
+from cavmae_ds.model.classifier import CAVMAEFT, CLASSIFIERS
+from cavmae_ds.model.freezing import freeze_unused
 from cavmae_ds.optim import build_optimizer, classifier_rate
 from tests.data.test_augment import clip
 
@@ -33,6 +33,7 @@ class Way(NamedTuple):
     mode: str = "multimodal"
     kind: str = "bce"
     freeze_base: bool = False
+    model: str = "audio-visual"
 
     def config(self) -> FinetuneConfig:
         """Small; decay is on, so a parameter that is not used would shrink."""
@@ -43,7 +44,9 @@ class Way(NamedTuple):
                     "embed_dim": 32, "num_heads": 4, "modality_specific_depth": 1, "shared_depth": 2, "image_size": 32,
                     "audio_frames": 64,
                 },
-                "classifier": {"mode": self.mode, "freeze_base": self.freeze_base, "head_lr_ratio": 10},
+                "classifier": {
+                    "model": self.model, "mode": self.mode, "freeze_base": self.freeze_base, "head_lr_ratio": 10,
+                },
                 "augment": {"freqm": 20, "timem": 20},
                 "loss": {"kind": self.kind},
                 "evaluate": {"metric": "accuracy"},
@@ -85,7 +88,8 @@ def clips(step: int, rows: slice = slice(None)) -> Batch:
 def fresh_model(cfg: FinetuneConfig) -> CAVMAEFT:
     """The model with the initial weights that every way starts from."""
     torch.manual_seed(cfg.train.seed)
-    return CAVMAEFT(cfg.model, CLASSES, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
+    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+    return CLASSIFIERS[cfg.classifier.model](cfg.model, CLASSES, normalisation)
 
 
 def finetune_on_one_process(way: Way) -> tuple[list[Tensor], dict[str, Tensor]]:

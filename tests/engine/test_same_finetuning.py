@@ -20,6 +20,7 @@ ON_TWO_RANKS = [
     Way(2, stage=0), Way(2, stage=1, accumulation=2), Way(2, stage=2, kind="ce"), Way(2, stage=3, accumulation=2),
     *(Way(2, mode=mode) for mode in MODES),
     *(Way(2, stage=3, mode=mode, freeze_base=True) for mode in ("multimodal", "audioonly")),
+    Way(2, stage=3, mode="audioonly", model="audio"),
 ]  # fmt: skip
 
 
@@ -54,6 +55,14 @@ def test_acceptance_13_what_a_mode_does_not_use_stays_and_all_else_moves(mode, f
     for name, parameter in before.named_parameters():
         moved = not torch.equal(finetuned[way]["parameters"][name], parameter)
         assert moved != (name in unused), f"{mode}, {name}"
+
+
+def test_the_audio_model_hears_and_has_nothing_else(finetuned):
+    way = Way(2, stage=3, mode="audioonly", model="audio")
+    both, hears = (set(finetuned[one]["parameters"]) for one in (Way(2, mode="audioonly"), way))
+    assert hears < both and {name.split(".")[0] for name in both - hears} == {
+        "modality_v", "pos_embed_v", "patch_embed_v", "blocks_v", "norm_v",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["multimodal", "audioonly"])

@@ -15,10 +15,10 @@ from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
-from cavmae_ds.engine import freeze_unused
 from cavmae_ds.kernels.contrastive import Contrast
 from cavmae_ds.losses import PretrainLosses, contrast_within, pretrain_losses
 from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
+from cavmae_ds.model.freezing import freeze_unused
 from cavmae_ds.model.masking import draw_plans
 from cavmae_ds.optim import build_optimizer, learning_rate_share
 

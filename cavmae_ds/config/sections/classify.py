@@ -13,9 +13,15 @@ Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "miss
 multimodally (spec/cav-mae.md 1.10)."""
 
 
+ClassifierModel = Literal["audio-visual", "audio"]
+"""The official CAVMAEFT, or CAVMAEFTAudio, which has no visual parameters (spec/cav-mae.md 1.11)."""
+
+
 class ClassifierConfig(Section):
     """The head, and what of the encoder is trained with it."""
 
+    model: ClassifierModel = "audio-visual"
+    """Which parameters there are: audio has those that hear, for modes without frames."""
     mode: Mode = "multimodal"
     """Both modalities, or one of them."""
     classes: Annotated[int, Field(ge=0)] = 0
@@ -26,6 +32,14 @@ class ClassifierConfig(Section):
     """The head's learning rate over the encoder's."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block's learning rate over that of the block after it; 1 trains all alike, as the official program does."""
+
+    @model_validator(mode="after")
+    def _model_has_what_the_mode_needs(self) -> ClassifierConfig:
+        if self.model == "audio" and self.mode not in ("audioonly", "missingaudioonly"):
+            raise ValueError(
+                f"mode must be audioonly or missingaudioonly for model audio, which sees nothing, got {self.mode}"
+            )
+        return self
 
 
 class ClassificationLossConfig(Section):
