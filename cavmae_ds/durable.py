@@ -11,3 +11,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a file its name, on the same file system, in place of one that has it: whole, and on the disk at the end."""
+    flush(finished)
+    finished.replace(path)
+    flush(path.parent)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cavmae_ds.checkpoint.folder import Manifest, Rewind
 from cavmae_ds.distributed import World, barrier, from_first_rank
-from cavmae_ds.durable import flush
+from cavmae_ds.durable import put_in_place
 from cavmae_ds.errors import CheckpointError
 
 REWINDS = "rewinds.json"
@@ -51,9 +51,7 @@ class Rewinds:
         if self._world.is_first:
             arriving = self._path.with_suffix(".arriving")
             arriving.write_text(json.dumps(self.all))
-            flush(arriving)
-            arriving.replace(self._path)
-            flush(self._path.parent)
+            put_in_place(arriving, self._path)
         barrier()
 
 

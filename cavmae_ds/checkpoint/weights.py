@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cavmae_ds.checkpoint.folder import PARTIAL, Manifest, read_manifest, whole_checkpoints
+from cavmae_ds.checkpoint.folder import Manifest, read_manifest, whole_checkpoints
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
 from cavmae_ds.errors import CheckpointError
+from cavmae_ds.exchange.files import written_whole
 
 MADE_BY = {EMA: "train.ema_clips", AVERAGED: "section average of a finetuning run"}
 """What has a run keep a mean of its weights."""
@@ -49,7 +50,7 @@ def export_weights(folder: Path, file: Path, state: str = MASTER) -> None:
 
     Its header says what the model is (`model`, the run file's section as JSON), what its inputs are normalised with
     (`audio_mean`, `audio_std`) and where it comes from (`step`, `clips_seen`, `weights`: master, ema or averaged), so
-    that it can be loaded alone. Raises CheckpointError as read_weights does.
+    that it can be loaded alone. Raises CheckpointError as read_weights does, ConfigError if the file cannot be written.
     """
     manifest = read_manifest(folder)
     header = {
@@ -60,6 +61,6 @@ def export_weights(folder: Path, file: Path, state: str = MASTER) -> None:
         "clips_seen": str(manifest.clips_seen),
         "weights": state,
     }
-    partial = file.with_name(file.name + PARTIAL)
-    save_file(assemble(folder, manifest, state), partial, header)
-    partial.replace(file)
+    weights = assemble(folder, manifest, state)
+    with written_whole(file) as unfinished:
+        save_file(weights, unfinished, header)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from cavmae_ds.durable import flush
+from cavmae_ds.durable import flush, put_in_place
 from cavmae_ds.errors import DataError
 
 
@@ -132,9 +132,7 @@ class LocalStore:
         return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
 
     def _put(self, name: str, temporary: Path) -> None:
-        flush(temporary)
-        temporary.replace(self.root / name)
-        flush((self.root / name).parent)
+        put_in_place(temporary, self.root / name)
 
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in folder.iterdir():

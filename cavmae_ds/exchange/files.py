@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cavmae_ds.durable import flush
+from cavmae_ds.durable import put_in_place
 from cavmae_ds.errors import CheckpointError, ConfigError
 
 
@@ -54,8 +54,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         permissions = unfinished.stat().st_mode
         yield unfinished
         unfinished.chmod(permissions)  # safetensors lets nobody else read
-        flush(unfinished)
-        unfinished.rename(path)
-        flush(path.parent)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
