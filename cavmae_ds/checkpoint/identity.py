@@ -1,13 +1,20 @@
-"""What must be the same for a resume to continue the same run. The number of ranks and the ZeRO stage are not."""
+"""What must be the same for a resume to continue the same run. The number of ranks and the ZeRO stage are not.
+
+Nor is section init: it says nothing of the steps to come, a resume does not open what it names, and that may have been
+moved or removed since. But whoever changes it hears that it is not acted upon.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 _POOL = "clips compared with each other"
 
@@ -26,7 +33,7 @@ def identity(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
 
 
 def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers, address: str) -> None:
-    """Raises CheckpointError, naming what differs, if a checkpoint is not this run's."""
+    """Raises CheckpointError, naming what differs, if a checkpoint is not this run's; says so if its origin differs."""
     now, saved = identity(cfg, numbers), manifest.identity
     differing = [key for key, value in now.items() if key != _POOL and saved.get(key) != value]
     if differing:
@@ -40,6 +47,17 @@ def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers
             f"train.micro_batch: {cfg.train.micro_batch}) among {now[_POOL]}; "
             f"{_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
         )
+    _say_if_other_origin(manifest, cfg, address)
+
+
+def _say_if_other_origin(manifest: Manifest, cfg: CommonConfig, address: str) -> None:
+    now, saved = cfg.init.model_dump(mode="json"), manifest.config.get("init", {})
+    changes = [f"init.{key} was {saved.get(key)}, now {value}" for key, value in now.items() if saved.get(key) != value]
+    if cfg.init.given and changes:
+        log.warning(
+            "%s: this run goes on from checkpoint %r; to begin with other weights choose another run_dir",
+            ", ".join(changes), address,
+        )  # fmt: skip
 
 
 def _of_kind(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:

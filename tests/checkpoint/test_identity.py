@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -26,8 +27,9 @@ def run(train: dict[str, Any], **sections: Any) -> RunConfig:
 def resume(before: RunConfig, ranks_before: int, now: RunConfig, ranks: int) -> None:
     """Raises CheckpointError if `now` cannot go on with what `before` saved."""
     manifest = Manifest(
-        step=2, clips_seen=2 * BATCH, ranks=ranks_before, zero_stage=1, identity=identity(before, numbers(ranks_before))
-    )
+        step=2, clips_seen=2 * BATCH, ranks=ranks_before, zero_stage=1,
+        identity=identity(before, numbers(ranks_before)), config=before.model_dump(mode="json"),
+    )  # fmt: skip
     # As it comes back from the disk.
     manifest = Manifest.model_validate_json(manifest.model_dump_json())
     check_same_run(manifest, now, numbers(ranks), "RUN/checkpoints/step-00000002")
@@ -49,6 +51,19 @@ def test_ranks_may_change_when_a_clip_keeps_its_candidates():
 def test_other_candidates_are_refused_with_the_settings_that_keep_them(micro_batch, ranks, now, expected):
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         resume(run({"micro_batch": micro_batch}), ranks, run({"micro_batch": micro_batch}), now)
+
+
+@pytest.mark.parametrize("before", [{}, {"from_checkpoint": "first.pth"}])
+def test_other_weights_to_begin_with_change_nothing_and_whoever_asks_for_them_is_told(before, caplog):
+    first, other = run({"micro_batch": 4}, init=before), run({"micro_batch": 4}, init={"from_checkpoint": "other.pth"})
+    with caplog.at_level(logging.INFO):
+        resume(first, 1, first, 1)
+        resume(other, 1, run({"micro_batch": 4}), 1)  # given up: the file may be gone
+        assert not caplog.messages
+        resume(first, 1, other, 1)
+    (said,) = caplog.messages
+    assert f"init.from_checkpoint was {before.get('from_checkpoint')}, now other.pth: this run goes on from" in said
+    assert "choose another run_dir" in said
 
 
 sizes = st.sampled_from([1, 2, 4])
