@@ -23,3 +23,7 @@ class GuardError(UserError):
 
 class RankError(UserError):
     """Went wrong in the middle of a run, perhaps on one rank alone: whoever meets it speaks."""
+
+
+class WorkerLost(Exception):
+    """A process that loads clips for a rank is gone; starting again helps."""

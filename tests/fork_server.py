@@ -77,6 +77,7 @@ def become(process: dict[str, Any]) -> None:
     os.chdir(process["folder"])
     for stream, path in ((sys.stdout, process["stdout"]), (sys.stderr, process["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream.fileno())
+        stream.reconfigure(line_buffering=True, write_through=False)  # ranks share a file: whole lines, not pieces
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     sys.argv = process["arguments"]
     sys.path[0] = str(Path(sys.argv[0]).parent)

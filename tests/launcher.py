@@ -107,7 +107,9 @@ class Forked:
         return subprocess.CompletedProcess(arguments, returncode, self.printed, errors)
 
     def end(self) -> None:
-        """Kill what is running, workers too."""
+        """Kill what is running, workers too, if anything is."""
+        if self not in _running:
+            return
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

@@ -22,10 +22,10 @@ from cavmae_ds.data.augment import draw_partner
 from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
-from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage
+from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, labels_of
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
-from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.errors import ConfigError, DataError, WorkerLost
 from cavmae_ds.survival.lineage import stay_with_rank
 
 MOST_REPLACEMENTS = 8
@@ -201,6 +201,11 @@ class EvaluationClips(Dataset):
         """Clips of each address, in order."""
         return self._shards.samples_per_stream
 
+    def name_and_labels(self, index: int) -> tuple[str, list[int]]:
+        """The id of a clip and its class ids, without decoding it. Raises DataError if its record is damaged."""
+        sample = self._shards.one_frame(index, self._frame)
+        return sample["clip_id"], labels_of(sample).tolist()
+
     def __len__(self) -> int:
         return self._shards.num_samples
 
@@ -246,12 +251,17 @@ def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batchin
 
 
 def micro_batches(loader: DataLoader) -> Iterator[Batch]:
-    """What the loader gives; what goes wrong in a worker comes out as the sentence it began as, or as a DataError."""
+    """What the loader gives; what goes wrong in a worker comes out as the sentence it began as, or as a DataError.
+
+    Raises WorkerLost if a worker is gone in the middle of handing a batch over.
+    """
     try:
         yield from loader
     except DataError as error:  # torch put the worker's whole traceback into the message
         sentence = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
         raise DataError(sentence) from error
+    except (ConnectionError, EOFError) as error:
+        raise WorkerLost(f"{type(error).__name__} in the middle of a batch") from error
     except RuntimeError as error:
         if "timed out" not in str(error):
             raise

@@ -25,7 +25,7 @@ from torch.distributed import Store
 
 from cavmae_ds.config import WatchConfig
 from cavmae_ds.distributed import World, is_lost_connection, open_store
-from cavmae_ds.errors import UserError
+from cavmae_ds.errors import UserError, WorkerLost
 from cavmae_ds.survival.board import Beat, Board, Verdict
 from cavmae_ds.survival.leaving import ExitCode, Leaving, PeerLost, leave, say
 
@@ -261,9 +261,12 @@ def _hear_no_more_of_workers() -> None:
 
 
 def _lost_worker(error: Exception) -> PeerLost | None:
-    """What to raise in place of torch's error, which comes up wherever the main thread is when SIGCHLD arrives."""
+    """What to raise in place of the loader's error, or of torch's, which comes up wherever the main thread is when
+    SIGCHLD arrives.
+    """
     said = str(error)
-    if not (isinstance(error, RuntimeError) and said.startswith("DataLoader worker (pid")):
+    of_torch = isinstance(error, RuntimeError) and said.startswith("DataLoader worker (pid")
+    if not (of_torch or isinstance(error, WorkerLost)):
         return None
     return PeerLost(f"a loader worker is gone ({said.strip(' .')}); was there too little memory?")
 

@@ -15,7 +15,8 @@ from cavmae_ds.data.balance import write_sample_weights
 from cavmae_ds.data.clips import collate
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
-from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips
+from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, EvaluationClips, micro_batches
+from cavmae_ds.errors import WorkerLost
 from tests.data.small_shards import small_shards
 from tests.launcher import fork_ranks, fork_script
 
@@ -144,3 +145,20 @@ def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a
 
     assert results[0].stdout == "4\n", results[0].stderr
     assert "set TMPDIR to a shorter one" in results[1].stderr
+
+
+class GoneWhenFetched:
+    """A batch whose worker is killed after announcing it: fetching its memory fails, before torch knows of the end."""
+
+    def __reduce__(self):
+        return reset_by_peer, ()
+
+
+def reset_by_peer():
+    raise ConnectionResetError
+
+
+def test_a_worker_that_is_gone_in_the_middle_of_a_batch_is_a_lost_worker():
+    loader = DataLoader([0], num_workers=1, collate_fn=lambda clips: GoneWhenFetched())
+    with pytest.raises(WorkerLost, match="ConnectionResetError in the middle of a batch"):
+        next(micro_batches(loader))
