@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -132,11 +132,24 @@ def from_first_rank(value: Any) -> Any:
     return box[0]
 
 
+def copy_from_first_rank(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors, alike in shapes on all ranks, with the first rank's."""
+    for tensor in tensors:
+        dist.broadcast(tensor, src=0)
+
+
 def from_all_ranks(value: Any) -> list[Any]:
     """Every rank's (picklable) value in rank order, on every rank."""
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=control_group())
     return values
+
+
+def to_first_rank(value: Any) -> list[Any]:
+    """Every rank's (picklable) value in rank order, on the first rank; nothing on the others."""
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0, group=control_group())
+    return values or []
 
 
 def max_over_ranks(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from cavmae_ds.data.contact_sheet import ShownClip, log_mel_png
 from cavmae_ds.data.inspect_summary import Section
 
 # Nothing may be loaded from elsewhere, whatever a clip is called.
-_HEAD = """<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -61,20 +61,28 @@ figcaption {{ color: var(--soft); font-size: .75rem; text-align: center; }}
 .sound img {{ width: 100%; display: block; }}
 audio {{ width: 100%; height: 2.25rem; display: block; margin-top: .25rem; }}
 @media (max-width: 46rem) {{ .clip {{ grid-template-columns: minmax(0, 1fr); }} }}
-</style>
+{style}</style>
 </head>
 <body>
+<h1>{title}</h1>
+{body}</body>
+</html>
 """
 
 
 def html_page(title: str, sections: Sequence[Section], faults: Sequence[str], clips: Sequence[ShownClip]) -> str:
     """The whole file."""
-    parts = [_HEAD.format(title=escape(title)), f"<h1>{escape(title)}</h1>\n"]
+    parts: list[str] = []
     if faults:
         items = "".join(f"<li>{escape(fault)}</li>" for fault in faults)
         parts.append(f'<section class="card faults"><h2>missing or damaged</h2><ul>{items}</ul></section>\n')
-    parts += ['<div class="tables">\n', *map(_table, sections), "</div>\n", *map(_card, clips), "</body>\n</html>\n"]
-    return "".join(parts)
+    parts += ['<div class="tables">\n', *map(_table, sections), "</div>\n", *map(_card, clips)]
+    return page(title, "".join(parts))
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole file of this body; it may load nothing but what is in it. Body and style are HTML and CSS."""
+    return _PAGE.format(title=escape(title), body=body, style=style)
 
 
 def _table(section: Section) -> str:
@@ -100,7 +108,7 @@ def _card(clip: ShownClip) -> str:
     chips += [f'<span class="chip flag">{escape(flag)}</span>' for flag in clip.flags]
     origin = f"{clip.source} from {clip.start_s:.2f} s" if clip.start_s else clip.source
     frames = "".join(
-        f'<figure><img alt="frame" src="{_data_url("image/jpeg", jpeg)}">'
+        f'<figure><img alt="frame" src="{data_url("image/jpeg", jpeg)}">'
         f"<figcaption>{time_s:.2f} s</figcaption></figure>"
         for jpeg, time_s in zip(clip.frames, clip.frame_times_s, strict=True)
     )
@@ -108,10 +116,11 @@ def _card(clip: ShownClip) -> str:
         f'<article class="card clip"><header><b>{escape(clip.clip_id)}</b>{"".join(chips)}'
         f'<span class="soft">{clip.seconds:.2f} s, {escape(origin)}</span></header>\n'
         f'<div class="frames">{frames}</div>\n'
-        f'<div class="sound"><img alt="log-mel" src="{_data_url("image/png", log_mel_png(clip))}">'
-        f'<audio controls preload="metadata" src="{_data_url("audio/wav", clip.wav())}"></audio></div></article>\n'
+        f'<div class="sound"><img alt="log-mel" src="{data_url("image/png", log_mel_png(clip))}">'
+        f'<audio controls preload="metadata" src="{data_url("audio/wav", clip.wav())}"></audio></div></article>\n'
     )
 
 
-def _data_url(kind: str, content: bytes) -> str:
+def data_url(kind: str, content: bytes) -> str:
+    """A file of this kind, for example image/png, as the address of itself."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,16 +1,22 @@
-"""Any trained model before the clips of some shards: one process, float32, every clip once, in order.
+"""Any trained model before the clips of some shards: float32, every clip once, on one process or all ranks.
 
-N clips, B of them at a time, C classes, D width.
+The clips are cut into groups, in order: a group is one forward pass. Each rank has a run of them, so that results in
+the order of the ranks are in the order of the clips, and the numbers are those of one process.
+
+N clips, n of them on this rank, B at a time, C classes, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,11 +28,13 @@ from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
 from cavmae_ds.data.shards import check_shards, read_manifest
 from cavmae_ds.data.stream import EvaluationClips
+from cavmae_ds.distributed import World
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError
 from cavmae_ds.evaluate.classification import Classification, classification_scores, one_hot
-from cavmae_ds.evaluate.retrieval import Retrieval, retrieval_scores
+from cavmae_ds.evaluate.together import agreed, alone, to_all, to_first
 from cavmae_ds.exchange.load import LoadedModel, load_model
 from cavmae_ds.model.classifier import CAVMAEFT, MODES, ROUTES
+from cavmae_ds.validation_clips import groups_of
 
 EVERY_FRAME = tuple(range(FRAMES_PER_CLIP))
 MIDDLE_ALONE = (MIDDLE_FRAME,)
@@ -49,10 +57,29 @@ class Judged:
     """The official id of each, where known."""
     run: dict[str, Any]
     """config.yaml of the run folder that the weights are, or lie in; empty if there is none."""
+    world: World
+    places: NDArray[np.int64]
+    """Of the N clips that count, ascending."""
+    batch: int = field(default=BATCH, kw_only=True)
+    """Clips of one forward pass."""
 
     def able(self) -> tuple[Mode, ...]:
         """The modes that a classifier has the parameters for."""
         return tuple(mode for mode in MODES if set(ROUTES[mode].towers) <= set(self.loaded.model.modalities))
+
+    def names_of(self, labels: Iterable[int]) -> list[str]:
+        """Names of classes, also of those that only the model has."""
+        named = len(self.class_names)
+        return [self.class_names[k] if k < named else f"class {k}" for k in labels]
+
+    def batches(self, frame: int) -> Iterator[Batch]:
+        """This rank's clips with one of their frames."""
+        groups, world = groups_of(self.places, self.batch), self.world
+        first, end = (len(groups) * rank // world.size for rank in (world.rank, world.rank + 1))
+        loader: Iterable[Batch] = DataLoader(
+            self.clips.with_frame(frame), batch_sampler=groups[first:end], collate_fn=collate
+        )
+        yield from loader
 
 
 class ModeScores(NamedTuple):
@@ -69,26 +96,44 @@ class ModeScores(NamedTuple):
     """[N, C], averaged."""
 
 
-def open_judged(weights: Path, shards: str, ema: bool = False) -> Judged:
+class Pooled(NamedTuple):
+    """Features of N clips, mean-pooled after the modality norms, on the CPU; row i is the clip at places[i]."""
+
+    audio: Tensor
+    """[N, D]."""
+    image: Tensor
+    """[N, D], averaged over the frames."""
+    labels: list[list[int]]
+    """Class ids that count."""
+
+
+def open_judged(weights: Path, shards: str, ema: bool = False, world: World | None = None) -> Judged:
     """A run folder or a file of weights (see load_model), and shards whose frames must be of its size.
 
-    Raises CheckpointError, ConfigError or DataError.
+    By all ranks together. Raises CheckpointError, ConfigError or DataError.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = world or alone()
+    loaded, manifest, run = agreed(world, lambda: _loaded(weights, shards, ema, world.device))
+    cache = run.get("data", {}).get("cache")
+    clips = EvaluationClips(shards, Path(cache) if cache else None)
+    return Judged(
+        loaded, FrontEnd(loaded.config, world.device), clips, manifest.classes, manifest.class_ids, run, world,
+        np.arange(len(clips)),
+    )  # fmt: skip
+
+
+def _loaded(weights: Path, shards: str, ema: bool, device: torch.device) -> tuple[LoadedModel, Any, dict[str, Any]]:
     loaded = load_model(weights, ema, device=device)
-    run = _run_file(weights)
     sees = "v" in loaded.model.modalities
     manifest = read_manifest(shards, DataConfig())
     sizes = loaded.config if sees else loaded.config.model_copy(update={"image_size": manifest.frame_size})
     check_shards(shards, sizes)
-    cache = run.get("data", {}).get("cache")
-    clips = EvaluationClips(shards, Path(cache) if cache else None)
     if loaded.classes and len(manifest.classes) > loaded.classes:
         raise DataError(
             f"the shards in {shards!r} name {len(manifest.classes)} classes, the model in {loaded.source!r} has "
             f"{loaded.classes}; prepare the clips with the list of classes that it was finetuned with"
         )
-    return Judged(loaded, FrontEnd(loaded.config, device), clips, manifest.classes, manifest.class_ids, run)
+    return loaded, manifest, _run_file(weights)
 
 
 def classify(
@@ -97,10 +142,10 @@ def classify(
     """Score a classifier in some modes: full sound with each of these frames, probabilities averaged over the frames.
 
     probabilities: a key of PROBABILITIES, by default softmax where every clip has exactly one class; returned too.
-    Raises CheckpointError for outputs that are no numbers, DataError for damaged clips and for clips that all lack a
-    label.
+    By all ranks together; the first has the scores, the others none. Raises CheckpointError for outputs that are no
+    numbers, DataError for damaged clips and for clips that all lack a label.
     """
-    model = cast(CAVMAEFT, judged.loaded.model)
+    world, classes = judged.world, judged.loaded.classes
     sums: dict[Mode, Tensor] = {}
     alone: dict[Mode, list[Classification]] = {mode: [] for mode in modes}
     targets = torch.empty(0)
@@ -108,53 +153,78 @@ def classify(
         looking = [mode for mode in modes if frame == frames[0] or "v" in ROUTES[mode].towers]
         if not looking:
             break
-        found: dict[Mode, list[Tensor]] = {mode: [] for mode in looking}
-        labels: list[list[int]] = []
-        for batch in _batches(judged, frame):
-            audio, images = judged.front_end(batch)
-            for mode in looking:
-                with torch.inference_mode():
-                    found[mode].append(model(audio, images, mode).cpu())
-            labels += batch.labels
-        targets = one_hot(labels, judged.loaded.classes)
-        probabilities = probabilities or ("softmax" if all(len(clip) == 1 for clip in labels) else "sigmoid")
-        for mode in looking:
-            outcome = PROBABILITIES[probabilities](torch.cat(found[mode]))  # [N, C]
-            alone[mode].append(_scores(judged, targets, outcome))
+        own, own_labels = agreed(world, partial(_logits, judged, looking, frame))
+        if frame == frames[0]:
+            labels = [clip for part in to_all(world, own_labels) for clip in part]
+            agreed(world, partial(_check_labels, labels))
+            probabilities = probabilities or ("softmax" if all(len(clip) == 1 for clip in labels) else "sigmoid")
+            targets = one_hot(labels, classes)
+        parts = to_first(world, own)
+        for mode in looking if parts else ():
+            outcome = PROBABILITIES[probabilities](torch.cat([part[mode] for part in parts]))  # [N, C]
+            alone[mode].append(classification_scores(targets, outcome))
             sums[mode] = sums[mode] + outcome if mode in sums else outcome
-    scores = {mode: _of_mode(judged, mode, targets, sums[mode], frames, alone[mode]) for mode in modes}
-    return probabilities, scores
+    return probabilities, {mode: _of_mode(mode, targets, sums[mode], frames, alone[mode]) for mode in sums}
 
 
-def retrieve(judged: Judged, frames: Sequence[int], class_prefix: str = "") -> Retrieval:
-    """Score retrieval by mean-pooled features after the modality norms; those of the image averaged over the frames.
-
-    Only labels count whose class has a name or an id that begins with class_prefix. Raises ConfigError if there is none
-    or the model does not see, DataError for damaged clips or fewer than 2.
-    """
-    if "v" not in judged.loaded.model.modalities:
-        raise ConfigError(f"the model in {judged.loaded.source!r} only hears: it has nothing to retrieve frames by")
-    counted = _classes_with(judged, class_prefix)
-    if len(judged.clips) < 2:
-        raise DataError(f"retrieval needs at least 2 clips, got {len(judged.clips)}")
-    sounds: list[Tensor] = []
+def _logits(judged: Judged, modes: Sequence[Mode], frame: int) -> tuple[dict[Mode, Tensor], list[list[int]]]:
+    """Of this rank's clips: logits [n, C] in each mode, and their labels."""
+    model = cast(CAVMAEFT, judged.loaded.model)
+    found: dict[Mode, list[Tensor]] = {mode: [torch.zeros(0, judged.loaded.classes)] for mode in modes}
     labels: list[list[int]] = []
-    image = torch.zeros(())
+    for batch in judged.batches(frame):
+        audio, images = judged.front_end(batch)
+        for mode in modes:
+            with torch.inference_mode():
+                found[mode].append(_numbers(judged, model(audio, images, mode)))
+        labels += batch.labels
+    return {mode: torch.cat(parts) for mode, parts in found.items()}, labels
+
+
+def pooled_features(judged: Judged, frames: Sequence[int], class_prefix: str = "") -> Pooled | None:
+    """What clips are retrieved by (spec/cav-mae.md 5.2), those of the image averaged over the frames.
+
+    Only labels count whose class has a name or an id that begins with class_prefix. By all ranks together; the first
+    has them. Raises ConfigError if there is no such class or the model does not see, CheckpointError for features that
+    are no numbers, DataError for damaged clips or fewer than 2.
+    """
+    counted = agreed(judged.world, lambda: _check_retrieval(judged, class_prefix))
+    parts = to_first(judged.world, agreed(judged.world, lambda: _own_features(judged, frames)))
+    if not parts:
+        return None
+    audio, image, labels = zip(*parts, strict=True)
+    kept = [[label for label in clip if label in counted] for of_rank in labels for clip in of_rank]
+    return Pooled(torch.cat(audio), torch.cat(image), kept)
+
+
+def _own_features(judged: Judged, frames: Sequence[int]) -> Pooled:
+    """Of this rank's n clips, with all their labels."""
+    nothing = torch.zeros(0, judged.loaded.config.embed_dim)
+    sounds, image = [nothing], torch.zeros(())
+    labels: list[list[int]] = []
     for frame in frames:
-        seen = []
-        for batch in _batches(judged, frame):
+        seen = [nothing]
+        for batch in judged.batches(frame):
             with torch.inference_mode():
                 features = judged.loaded.model.features(*judged.front_end(batch))  # [B, L, D] each
             assert features.audio is not None and features.image is not None
-            seen.append(features.image.mean(1))
+            seen.append(_numbers(judged, features.image.mean(1)))
             if frame == frames[0]:
-                sounds.append(features.audio.mean(1))
-                labels += [[label for label in clip if label in counted] for clip in batch.labels]
+                sounds.append(_numbers(judged, features.audio.mean(1)))
+                labels += batch.labels
         image = torch.cat(seen) + image
-    return retrieval_scores(torch.cat(sounds), image / len(frames), labels)
+    return Pooled(torch.cat(sounds), image / len(frames), labels)
 
 
-def _classes_with(judged: Judged, prefix: str) -> Container[int]:
+def _check_retrieval(judged: Judged, class_prefix: str) -> set[int]:
+    if "v" not in judged.loaded.model.modalities:
+        raise ConfigError(f"the model in {judged.loaded.source!r} only hears: it has nothing to retrieve frames by")
+    if len(judged.places) < 2:
+        raise DataError(f"retrieval needs at least 2 clips, got {len(judged.places)}")
+    return classes_with(judged, class_prefix)
+
+
+def classes_with(judged: Judged, prefix: str) -> set[int]:
     """Labels of the classes whose name or official id begins with a prefix. Raises ConfigError if there are none."""
     everything = range(len(judged.class_names))
     ids = judged.class_ids or [""] * len(everything)
@@ -167,27 +237,26 @@ def _classes_with(judged: Judged, prefix: str) -> Container[int]:
     return found
 
 
-def _batches(judged: Judged, frame: int) -> Iterator[Batch]:
-    loader: Iterable[Batch] = DataLoader(judged.clips.with_frame(frame), batch_size=BATCH, collate_fn=collate)
-    yield from loader
-
-
 def _of_mode(
-    judged: Judged, mode: Mode, targets: Tensor, total: Tensor, frames: Sequence[int], alone: list[Classification]
+    mode: Mode, targets: Tensor, total: Tensor, frames: Sequence[int], alone: list[Classification]
 ) -> ModeScores:
     looked_at = frames if "v" in ROUTES[mode].towers else ()
     if len(alone) == 1:
         return ModeScores(looked_at, alone[0], alone, targets, total)
     mean = (total / len(alone)).clamp(max=1)  # a sum of ones may round up
-    return ModeScores(looked_at, _scores(judged, targets, mean), alone, targets, mean)
+    return ModeScores(looked_at, classification_scores(targets, mean), alone, targets, mean)
 
 
-def _scores(judged: Judged, targets: Tensor, probabilities: Tensor) -> Classification:
-    if not probabilities.isfinite().all():
+def _numbers(judged: Judged, outputs: Tensor) -> Tensor:
+    """On the CPU. Raises CheckpointError if some are not finite."""
+    if not outputs.isfinite().all():
         raise CheckpointError(f"the outputs of {judged.loaded.source!r} are no numbers: its training went wrong")
-    if not targets.any():
+    return outputs.cpu()
+
+
+def _check_labels(labels: Sequence[Sequence[int]]) -> None:
+    if not any(labels):
         raise DataError("the clips have no labels to score a classifier by; prepare them with a list of labels")
-    return classification_scores(targets, probabilities)
 
 
 def _run_file(weights: Path) -> dict[str, Any]:

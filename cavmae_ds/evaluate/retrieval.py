@@ -6,7 +6,8 @@ to which all clips are alike, comes last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ def retrieval_scores(
         audio_to_image=_one_direction(sounds, frames, members, queries),
         image_to_audio=_one_direction(frames, sounds, members, queries),
         chance_recall_at_1=1 / len(audio),
-        chance_class_precision_at_1=None if members is None else _share_of_pairs(members, queries),
+        chance_class_precision_at_1=None if members is None else _share_of_pairs(labels, block_values),
     )
 
 
@@ -85,22 +86,42 @@ def class_hits(similarity: Tensor, same_class: Tensor, first: int) -> Tensor:
 def _one_direction(queries: Tensor, candidates: Tensor, members: Tensor | None, at_once: int) -> Direction:
     """Scores of N queries and their N candidates, unit rows [N, D], so many queries at a time."""
     ranks: list[Tensor] = []
-    hits: dict[int, int] = {min(k, len(queries)): 0 for k in (1, 5, 10)}
+    firsts = [min(k, len(queries)) for k in (1, 5, 10)]
+    hits = [0, 0, 0]
     for partners in torch.arange(len(queries), device=queries.device).split(at_once):
         similarity = queries[partners] @ candidates.T  # [R, N]
         ranks.append(partner_ranks(similarity, partners))
         if members is not None:
-            same_class = members[partners] @ members.T > 0
-            for first in hits:
-                hits[first] += int(class_hits(similarity, same_class, first).sum())
+            found = _summed_hits(similarity, partners, members, firsts)
+            hits = [so_far + more for so_far, more in zip(hits, found, strict=True)]
     rank = torch.cat(ranks)
     at_1, at_5, at_10 = ((rank <= k).double().mean().item() for k in (1, 5, 10))
-    shares = {first: None if members is None else count / (first * len(queries)) for first, count in hits.items()}
-    precision = [shares[min(k, len(queries))] for k in (1, 5, 10)]
+    precision = [
+        None if members is None else count / (first * len(queries)) for first, count in zip(firsts, hits, strict=True)
+    ]
     return Direction(at_1, at_5, at_10, rank.double().median().item(), *precision)
 
 
-def _membership(labels: Sequence[Sequence[int]]) -> Tensor:
+def _summed_hits(similarity: Tensor, partners: Tensor, members: Tensor, firsts: Sequence[int]) -> list[int]:
+    """class_hits of all rows together, for each of `firsts`, which ascend. members: [N, C] of 0 and 1.
+
+    Where the last hit is not alike to the next one, which is the rule, only the classes of the hits are looked at.
+    """
+    rows, pool = similarity.shape
+    values, columns = similarity.topk(min(firsts[-1] + 1, pool), dim=1)  # [R, K]
+    own = members[partners]  # [R, C]
+    same_class = torch.stack([(own * members[column]).any(1) for column in columns.T], dim=1)  # [R, K]
+    totals = []
+    for first in firsts:
+        tied = values[:, first - 1] == values[:, first] if first < pool else values.new_zeros(rows, dtype=torch.bool)
+        total = int(same_class[~tied, :first].sum())
+        if tied.any():
+            total += int(class_hits(similarity[tied], own[tied] @ members.T > 0, first).sum())
+        totals.append(total)
+    return totals
+
+
+def _membership(labels: Collection[Collection[int]]) -> Tensor:
     classes = 1 + max(label for clip in labels for label in clip)
     membership = torch.zeros(len(labels), classes)
     for row, clip in zip(membership, labels, strict=True):
@@ -108,7 +129,13 @@ def _membership(labels: Sequence[Sequence[int]]) -> Tensor:
     return membership
 
 
-def _share_of_pairs(members: Tensor, at_once: int) -> float:
+def _share_of_pairs(labels: Sequence[Sequence[int]], block_values: int) -> float:
     """Pairs that share a class. A query's own partner is among the candidates, so it counts towards chance as well."""
-    pairs = sum(int((some @ members.T > 0).sum()) for some in members.split(at_once))
-    return pairs / len(members) ** 2
+    sets = Counter(map(frozenset, labels))  # far fewer than clips
+    members, clips = _membership(sets), torch.tensor([*sets.values()], dtype=torch.float64)  # [S, C], [S]
+    at_once = max(1, block_values // len(sets))
+    pairs = sum(
+        (count @ ((some @ members.T > 0).double() @ clips)).item()
+        for some, count in zip(members.split(at_once), clips.split(at_once), strict=True)
+    )
+    return pairs / len(labels) ** 2

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from cavmae_ds.config.sections.classify import Mode
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.errors import CheckpointError, ConfigError
+from cavmae_ds.terminal import read_lines
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from cavmae_ds.evaluate.gallery import Gallery
+    from cavmae_ds.evaluate.judging import Judged, Pooled
 
-    from cavmae_ds.evaluate.judging import Judged, ModeScores
-
-LONGEST_TABLE = 20  # classes; of more the best and the worst are shown
+AVERAGED = "averaged.safetensors"
+GALLERIES = (".html", ".png")
 
 console = Console(soft_wrap=True)
 
@@ -32,11 +32,12 @@ class What(str, Enum):
     classification = "classification"
 
 
-class Frames(str, Enum):
-    """How many frames of a clip are looked at."""
+class WeightsOf(str, Enum):
+    """Which weights of a run folder."""
 
-    middle = "1"
-    every = "10"
+    last = "last"
+    ema = "ema"
+    averaged = "averaged"
 
 
 class Probabilities(str, Enum):
@@ -47,11 +48,18 @@ class Probabilities(str, Enum):
 
 
 def evaluate(
-    weights: Annotated[
+    model: Annotated[
         Path, typer.Argument(metavar="RUN_OR_FILE", help="Run folder, official .pth, or .safetensors file.")
     ],
     data: Annotated[str, typer.Option(help="Folder or s3:// address of the clips, as `cavmae prepare` wrote them.")],
-    ema: Annotated[bool, typer.Option("--ema", help="Take the running mean of a run's weights.")] = False,
+    weights: Annotated[
+        WeightsOf | None,
+        typer.Option(
+            help="Of a run folder: those of its newest checkpoint, their running mean (train.ema_clips), or what a "
+            "finetuning run averaged over epochs.",
+            show_default="last",
+        ),
+    ] = None,
     what: Annotated[
         What | None, typer.Option(help="By default classification for a finetuned model, else retrieval.")
     ] = None,
@@ -60,12 +68,14 @@ def evaluate(
         typer.Option(help="What a classifier is given: modes with commas between, or all.", show_default="the run's"),
     ] = "",
     frames: Annotated[
-        Frames | None,
+        str,
         typer.Option(
-            help="The middle frame alone, or all: their probabilities, or features, are averaged.",
+            metavar="1|10|LIST",
+            help="The middle frame alone, all ten, or those of a list, 0,5,9: their probabilities, or features, are "
+            "averaged.",
             show_default="evaluate.frames of a finetuned run, else 10; 1 for retrieval",
         ),
-    ] = None,
+    ] = "",
     probabilities: Annotated[
         Probabilities | None,
         typer.Option(
@@ -76,6 +86,16 @@ def evaluate(
     classes_by: Annotated[
         str, typer.Option(help="Retrieval: only classes whose name or official id begins so are compared.")
     ] = "",
+    ids: Annotated[Path | None, typer.Option(help="Only the clips that this file names, one id a line.")] = None,
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Only the first so many clips of each class, by their ids; 0: all.")
+    ] = 0,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Retrieval: also show what is found, on a page (.html) or a picture (.png).")
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, max=100, help="Clips that the gallery searches by.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Clips of one forward pass.")] = 32,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
 ) -> None:
     """Score a pretrained model by retrieval, a finetuned one by classification. Every clip is used once.
 
@@ -84,146 +104,146 @@ def evaluate(
     classification  mean average precision, AUC, d', accuracy; each class; writes classification.json and,
                     for each mode, classification-MODE.png: curves, classes, confusions
 
-    They are written into the run folder; beside a file, FILE.safetensors, as FILE.retrieval.json.
-    What a finetuning run averaged over epochs is the file averaged.safetensors in its folder.
+    They are written into the run folder; beside a file, FILE.safetensors, as FILE.retrieval.json; so for
+    --weights ema and averaged: ema.retrieval.json. On several GPUs: deepspeed launch/evaluate.py, with the same
+    arguments.
 
     \b
     Examples:
-      cavmae evaluate runs/quickstart --data quickstart/shards/eval
-      cavmae evaluate runs/as20k/averaged.safetensors --data shards/eval
+      cavmae evaluate runs/quickstart --data quickstart/shards/eval --gallery found.html
+      cavmae evaluate runs/as20k --weights averaged --data shards/eval
       cavmae evaluate runs/vggsound --data shards/test --mode all --frames 1
+      cavmae evaluate runs/base --data shards/test --per-class 5
+      deepspeed --num_gpus 8 launch/evaluate.py runs/base --data shards/test
     """
-    from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, open_judged
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: a store that is gone is no news
+    from cavmae_ds.evaluate.judging import open_judged
+    from cavmae_ds.evaluate.subsets import among
+    from cavmae_ds.evaluate.together import agreed, evaluating_together
 
-    judged = open_judged(weights, data, ema)
-    chosen = what or (What.classification if judged.loaded.classes else What.retrieval)
-    default = judged.run.get("evaluate", {}).get("frames", 10) if chosen == What.classification else 1
-    looked_at = EVERY_FRAME if (frames.value if frames else str(default)) == Frames.every else MIDDLE_ALONE
-    origin = {"weights": str(weights), "data": data, "ema": ema}
-    if chosen == What.retrieval:
-        values, tables = _retrieval(judged, looked_at, classes_by)
-    else:
-        values, tables, figures = _classification(judged, looked_at, mode, probabilities)
-        for name, figure in figures.items():
-            figure.savefig(_output(weights, f"{chosen.value}-{name}.png"), dpi=110)
-    _output(weights, f"{chosen.value}.json").write_text(json.dumps(values | origin, indent=1))
+    with evaluating_together() as world:
+        path, ema = agreed(world, lambda: _weights_of(model, weights))
+        wanted = agreed(world, lambda: read_lines("--ids", ids) if ids else None)
+        judged = replace(open_judged(path, data, ema, world), batch=batch)
+        chosen = what or (What.classification if judged.loaded.classes else What.retrieval)
+        looked_at = agreed(world, lambda: _frames(judged, frames, chosen))
+        agreed(world, lambda: _check_gallery(gallery, chosen))
+        judged = among(judged, wanted, per_class, classes_by)
+        subset = {"ids": str(ids) if ids else None, "per_class": per_class}
+        told = _Told(path, ema, {"weights": str(path), "data": data, "ema": ema} | subset)
+        if chosen == What.classification:
+            _score_classification(judged, looked_at, mode, probabilities, told)
+            return
+        pooled = _score_retrieval(judged, looked_at, classes_by, told)
+        if pooled and gallery:
+            from cavmae_ds.evaluate.gallery import make_gallery
+
+            title = f"{path}: retrieval among {len(judged.places):,} clips of {data}"
+            _write_gallery(make_gallery(judged, pooled, looked_at, queries, title), gallery)
+
+
+class _Told(NamedTuple):
+    """Where scores are written, and what is written beside them."""
+
+    path: Path
+    ema: bool
+    origin: dict[str, Any]
+
+    def output(self, name: str) -> Path:
+        """In the run folder, or beside the file of weights."""
+        if self.path.is_dir():
+            return self.path / (f"ema.{name}" if self.ema else name)
+        return self.path.with_suffix(f".{name}")
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        """As JSON. Raises ConfigError if it cannot be written."""
+        from cavmae_ds.exchange.files import written_whole
+
+        with written_whole(self.output(name)) as unfinished:
+            unfinished.write_text(json.dumps(values | self.origin, indent=1))
+
+
+def _weights_of(model: Path, weights: WeightsOf | None) -> tuple[Path, bool]:
+    """What load_model takes: where they are, and whether it is their running mean."""
+    if weights and not model.is_dir():
+        raise CheckpointError(f"--weights chooses among those of a run folder, {str(model)!r} is none; leave it out")
+    if weights != WeightsOf.averaged:
+        return model, weights == WeightsOf.ema
+    if not (model / AVERAGED).is_file():
+        raise CheckpointError(
+            f"run folder {str(model)!r} holds no {AVERAGED}: a finetuning run writes it at its end, if it averages "
+            "(average.from_epoch)"
+        )
+    return model / AVERAGED, False
+
+
+def _frames(judged: Judged, asked: str, what: What) -> tuple[int, ...]:
+    """Numbers of frames, from 0."""
+    from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE
+
+    default = judged.run.get("evaluate", {}).get("frames", 10) if what == What.classification else 1
+    text = asked or str(default)
+    if text in ("1", "10"):
+        return MIDDLE_ALONE if text == "1" else EVERY_FRAME
+    numbers = text.removesuffix(",").split(",")
+    chosen = tuple(int(number) for number in numbers if number.isdecimal() and int(number) in EVERY_FRAME)
+    if "," not in text or len(set(chosen)) < len(numbers):
+        raise ConfigError(
+            "--frames must be 1 (the middle one), 10 (all) or different numbers from 0 to 9 with commas, such as 0,5,9 "
+            f"or 3, (the comma tells it from a count), got {text!r}"
+        )
+    return chosen
+
+
+def _check_gallery(gallery: Path | None, what: What) -> None:
+    if gallery and gallery.suffix.lower() not in GALLERIES:
+        raise ConfigError(f"--gallery must end in {' or '.join(GALLERIES)}, got {str(gallery)!r}")
+    if gallery and what != What.retrieval:
+        raise ConfigError("--gallery shows what is retrieved; this is a classifier: add --what retrieval")
+
+
+def _score_retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told) -> Pooled | None:
+    """By all ranks; the first one writes, speaks and has the features."""
+    from cavmae_ds.evaluate.judging import pooled_features
+    from cavmae_ds.evaluate.scores import retrieval
+
+    pooled = pooled_features(judged, frames, class_prefix)
+    if pooled:
+        values, table = retrieval(judged, pooled)
+        told.write("retrieval.json", values | {"frames": frames, "classes_by": class_prefix})
+        console.print(table)
+    return pooled
+
+
+def _write_gallery(gallery: Gallery, out: Path) -> None:
+    from cavmae_ds.evaluate.gallery_page import gallery_page
+    from cavmae_ds.evaluate.gallery_picture import draw_gallery
+    from cavmae_ds.exchange.files import written_whole
+
+    with written_whole(out) as unfinished:
+        if out.suffix.lower() == ".html":
+            unfinished.write_text(gallery_page(gallery), "utf-8")
+        else:
+            draw_gallery(gallery).savefig(unfinished, dpi=110)
+    console.print(f"{len(gallery.queries)} queries and what they find are shown in {out}")
+
+
+def _score_classification(
+    judged: Judged, frames: tuple[int, ...], mode: str, asked: Probabilities | None, told: _Told
+) -> None:
+    """By all ranks; the first one writes and speaks."""
+    from cavmae_ds.evaluate.classification_pictures import draw_classification
+    from cavmae_ds.evaluate.scores import classification
+    from cavmae_ds.exchange.files import written_whole
+
+    values, tables, found = classification(judged, frames, mode, asked.value if asked else "")
+    if not found:
+        return
+    names = judged.names_of(range(judged.loaded.classes))
+    for name, one in found.items():
+        figure = draw_classification(one.scores, one.targets, one.probabilities, names, name)
+        with written_whole(told.output(f"classification-{name}.png")) as unfinished:
+            figure.savefig(unfinished, dpi=110)
+    told.write("classification.json", values)
     for table in tables:
         console.print(table)
-
-
-def _output(weights: Path, name: str) -> Path:
-    return weights / name if weights.is_dir() else weights.with_suffix(f".{name}")
-
-
-def _retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str) -> tuple[dict[str, Any], list[Table]]:
-    from cavmae_ds.evaluate.judging import retrieve
-
-    scores = retrieve(judged, frames, class_prefix)
-    values = scores._asdict() | {
-        "frames": frames,
-        "classes_by": class_prefix,
-        "ties": "against the query",
-        "audio_to_image": scores.audio_to_image._asdict(),
-        "image_to_audio": scores.image_to_audio._asdict(),
-    }
-    return values, [_retrieval_table(values)]
-
-
-def _classification(
-    judged: Judged, frames: tuple[int, ...], mode: str, asked: Probabilities | None
-) -> tuple[dict[str, Any], list[Table], dict[Mode, Figure]]:
-    from cavmae_ds.evaluate.classification_pictures import draw_classification
-    from cavmae_ds.evaluate.judging import classify
-
-    if not judged.loaded.classes:
-        raise ConfigError(f"the model in {judged.loaded.source!r} is no classifier: finetune it first, or leave --what")
-    wanted = asked.value if asked else _probabilities_of_run(judged)
-    probabilities, found = classify(judged, _modes(judged, mode), frames, wanted)
-    names = [*judged.class_names, *(f"class {k}" for k in range(len(judged.class_names), judged.loaded.classes))]
-    modes = {name: _mode_values(scores, names) for name, scores in found.items()}
-    first, *_ = modes
-    tables = [_mode_table(found, probabilities), _class_table(first, modes[first]["classes"])]
-    figures = {
-        name: draw_classification(one.scores, one.targets, one.probabilities, names, name)
-        for name, one in found.items()
-    }
-    return {"probabilities": probabilities, "modes": modes}, tables, figures
-
-
-def _modes(judged: Judged, asked: str) -> list[Mode]:
-    able = judged.able()
-    if asked == "all":
-        return list(able)
-    trained = judged.run.get("classifier", {}).get("mode")
-    modes = asked.split(",") if asked else [trained or able[0]]
-    for name in modes:
-        if name not in able:
-            raise ConfigError(f"--mode must be all or of {', '.join(able)} for this model, got {name!r}")
-    return [name for name in get_args(Mode) if name in modes]
-
-
-def _probabilities_of_run(judged: Judged) -> str:
-    """Those of the loss that the model was finetuned with, where that is known."""
-    return {"bce": "sigmoid", "ce": "softmax"}.get(judged.run.get("loss", {}).get("kind"), "")
-
-
-def _mode_values(found: ModeScores, names: list[str]) -> dict[str, Any]:
-    """What JSON can hold of it: infinities, which d' may be, become null."""
-    means = {name: value for name, value in found.scores._asdict().items() if name != "classes"}
-    alone = [
-        {"mean_average_precision": one.mean_average_precision, "accuracy": one.accuracy} for one in found.of_frames
-    ]
-    classes = [{"name": name} | _finite(one._asdict()) for name, one in zip(names, found.scores.classes, strict=True)]
-    by_frame = dict(zip(map(str, found.frames), alone, strict=True)) if found.frames else {}
-    return _finite(means) | {"frames": found.frames, "by_frame": by_frame, "classes": classes}
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(value, float) and not math.isfinite(value) else value for k, value in values.items()}
-
-
-def _mode_table(found: dict[Mode, ModeScores], probabilities: str) -> Table:
-    scores = next(iter(found.values())).scores
-    left_out = len(scores.classes) - scores.scored_classes
-    note = f"; {left_out} of {len(scores.classes)} classes have no clip and are left out" if left_out else ""
-    table = Table(
-        "mode", "frames", "mAP", "AUC", "d'", "accuracy", "mAP of one frame",
-        title=f"classification of {scores.clips} clips, {probabilities}{note}",
-    )  # fmt: skip
-    for mode, (frames, means, alone, *_) in found.items():
-        single = [one.mean_average_precision for one in alone]
-        table.add_row(
-            mode, str(len(frames) or "-"), f"{means.mean_average_precision:.2%}", _share(means.mean_auc, 2),
-            "-" if means.d_prime is None else f"{means.d_prime:.3f}", f"{means.accuracy:.2%}",
-            f"{min(single):.2%} to {max(single):.2%}" if len(single) > 1 else "-",
-        )  # fmt: skip
-    return table
-
-
-def _class_table(mode: str, classes: list[dict[str, Any]]) -> Table:
-    scored = sorted(
-        (one for one in classes if one["positives"]), key=lambda one: one["average_precision"], reverse=True
-    )
-    title, half = f"classes, {mode}", LONGEST_TABLE // 2
-    if len(scored) > LONGEST_TABLE:
-        title, scored = f"the {half} best and {half} worst classes, {mode}", scored[:half] + scored[-half:]
-    table = Table("class", "clips", "AP", "AUC", title=title)
-    for one in scored:
-        table.add_row(one["name"], str(one["positives"]), f"{one['average_precision']:.1%}", _share(one["auc"]))
-    return table
-
-
-def _retrieval_table(scores: dict[str, Any]) -> Table:
-    table = Table("", "R@1", "R@5", "R@10", "median rank", "class P@1", title=f"retrieval among {scores['pool']} clips")
-    for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
-        row = scores[direction]
-        recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]
-        table.add_row(name, *recalls, f"{row['median_rank']:.0f}", _share(row["class_precision_at_1"]))
-    pool = scores["pool"]
-    chances = [f"{min(1.0, k / pool):.1%}" for k in (1, 5, 10)]
-    table.add_row("chance", *chances, f"{(pool + 1) / 2:.0f}", _share(scores["chance_class_precision_at_1"]))
-    return table
-
-
-def _share(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}%}"

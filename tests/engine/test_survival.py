@@ -143,10 +143,10 @@ def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_sh
     assert not torch.equal(weights.model.norm_a.weight, mean.model.norm_a.weight)
     assert torch.equal(mean.model.norm_a.weight, read_weights(undisturbed, ema=True)["norm_a.weight"])
 
-    finished = fork_cavmae("evaluate", undisturbed, "--data", tiny_shards, "--ema")
+    finished = fork_cavmae("evaluate", undisturbed, "--data", tiny_shards, "--weights", "ema")
 
     assert finished.returncode == 0, finished.stderr
-    assert json.loads((undisturbed / "retrieval.json").read_text())["ema"] is True
+    assert json.loads((undisturbed / "ema.retrieval.json").read_text())["ema"] is True
 
 
 def test_only_the_newest_checkpoints_are_kept(undisturbed):
