@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cavmae_ds.evaluate.retrieval import class_hits, partner_ranks, retrieval_scores
+from cavmae_ds.losses import unit_rows
 
 
 def test_the_rank_of_the_partner_counts_those_before_it():
@@ -66,6 +67,22 @@ def test_scores_equal_a_double_loop_over_random_features_with_ties(block_values)
         )
     pairs = sum(bool(set(one) & set(other)) for one in labels for other in labels)
     assert scores.chance_class_precision_at_1 == pairs / 500**2
+
+
+@pytest.mark.parametrize("clips", [4, 10, 60], ids=["fewer than hits", "as many", "more"])
+def test_hits_of_a_class_are_those_of_whole_rows_where_hardly_anything_is_alike(clips):
+    draw = torch.Generator().manual_seed(1)
+    audio, image = torch.randn(2, clips, 8, generator=draw)
+    image[3] = image[1]  # one tie in every row
+    labels = [[i % 3] for i in range(clips)]
+
+    found = retrieval_scores(audio, image, labels).audio_to_image
+
+    similarity = unit_rows(audio) @ unit_rows(image).T
+    same_class = torch.tensor([[one == other for other in labels] for one in labels])
+    firsts = [min(first, clips) for first in (1, 5, 10)]
+    expected = [class_hits(similarity, same_class, first).double().mean().item() / first for first in firsts]
+    assert found[4:] == pytest.approx(expected)
 
 
 def test_without_labels_there_is_no_class_score():
