@@ -39,6 +39,8 @@ class Parts:
     validation: Validates | None
     mixup: float = 0.0
     """Share of clips that come with a partner."""
+    at_end: Callable[[int, Watch], object] | None = None
+    """What is left to do after the last step, when that is saved: told how many were done when this process started."""
 
 
 Make = Callable[[World, Any], Parts]
@@ -69,6 +71,8 @@ def train(cfg: CommonConfig, numbers: CommonNumbers, make: Make, stop: StopReque
     """
     with open_run(cfg, numbers, make) as run:
         stopped = _steps(run, numbers, stop)
+        if run.parts.at_end and not stopped:
+            run.parts.at_end(run.start, run.watch)
     if stopped:
         raise StoppedEarly(f"{stopped}; everything is saved, the same command goes on from there")
 

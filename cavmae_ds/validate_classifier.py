@@ -45,8 +45,8 @@ class ClassifierValidation:
     def __init__(self, cfg: FinetuneConfig, numbers: FinetuneNumbers, world: World, engine: Any):
         """Raises DataError if there are no clips (see ValidationClips)."""
         self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
-        self._clips = ValidationClips(cfg.data, world, FrontEnd(cfg.model, world.device))
-        self._groups = groups_of(self._clips.places, cfg.evaluate.batch)
+        self.clips = ValidationClips(cfg.data, world, FrontEnd(cfg.model, world.device))
+        self._groups = groups_of(self.clips.places, cfg.evaluate.batch)
 
     def after(self, step: int) -> dict[str, float]:
         """Validate if an epoch ends with this step and it is due, or the run ends: curves, on the first rank only."""
@@ -69,7 +69,7 @@ class ClassifierValidation:
         cfg, classes = self._cfg, self._numbers.classes
         loss, probabilities, labels = 0.0, [torch.zeros(0, classes)], []
         with evaluating(self._engine):
-            for (audio, images, _, batch), counted in self._clips.batches(self._groups):
+            for (audio, images, _, batch), counted in self.clips.batches(self._groups):
                 logits = self._engine(audio, images, cfg.classifier.mode).float()
                 if counted:
                     wanted = targets(batch, classes, smoothing=0).to(logits.device)

@@ -28,10 +28,12 @@ class ValidationClips:
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
         self._data, self._world, self._front_end = data, world, front_end
         training = [source.remote for source in data.all_sources] if data.validation_share else []
-        self._clips = EvaluationClips([*training, *filter(None, [data.validation])], data.cache, data)
-        of_training = int(self._clips.clips_by_address[: len(training)].sum())
+        self.addresses = [*training, *filter(None, [data.validation])]
+        self.clips = EvaluationClips(self.addresses, data.cache, data)
+        """All that lie there; those at `places`, which ascend, are validated on."""
+        of_training = int(self.clips.clips_by_address[: len(training)].sum())
         kept = held_out(0, of_training, data.validation_share)
-        self.places: NDArray[np.int64] = np.concatenate([np.flatnonzero(kept), np.arange(len(kept), len(self._clips))])
+        self.places: NDArray[np.int64] = np.concatenate([np.flatnonzero(kept), np.arange(len(kept), len(self.clips))])
         if not len(self.places):
             raise DataError(
                 f"data.validation_share = {data.validation_share:g} holds out none of {len(kept)} clips; raise it or "
@@ -46,7 +48,7 @@ class ValidationClips:
         own = groups[self._world.rank :: self._world.size]
         missing = -(-len(groups) // self._world.size) - len(own)
         loader = clip_loader(
-            self._clips, self._data, self._world.device, batch_sampler=[*own, *[groups[0][:1]] * missing]
+            self.clips, self._data, self._world.device, batch_sampler=[*own, *[groups[0][:1]] * missing]
         )
         counted = [True] * len(own) + [False] * missing
         return zip(ahead(micro_batches(loader), self._front_end), counted, strict=True)

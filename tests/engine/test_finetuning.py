@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +23,13 @@ from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.stream import EvaluationClips
 from cavmae_ds.evaluate.classification import classification_scores, one_hot
 from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.evaluate.judging import EVERY_FRAME, open_judged
+from cavmae_ds.evaluate.scores import classification
 from cavmae_ds.exchange.load import load_model
-from cavmae_ds.finetune import AVERAGED_WEIGHTS, write_averaged
+from cavmae_ds.exchange.official import save_official
+from cavmae_ds.finetune_end import AVERAGED_WEIGHTS, FINAL_SCORES, is_scored, write_averaged
+from cavmae_ds.model.cavmae import CAVMAE
+from cavmae_ds.model.classifier import CAVMAEFT
 from cavmae_ds.validate_classifier import SCORES, note_epoch
 from tests.data.small_shards import small_shards
 from tests.launcher import CHECKOUT, fork_cavmae, fork_ranks
@@ -55,14 +62,20 @@ def run_file(tiny_shards, tmp_path_factory) -> Path:
 
 
 def finetune(run_file: Path, run_dir: Path, *overrides: str, ranks: int = 2) -> Path:
+    """What is said is in RUN/said.txt."""
     finished = fork_ranks(ranks, FINETUNE, str(run_file), f"run_dir={run_dir}", *overrides, scratch=run_file.parent)
     assert finished.returncode == 0, finished.stdout
+    (run_dir / "said.txt").write_text(finished.stdout)
     return run_dir
 
 
 @pytest.fixture(scope="module")
 def undisturbed(run_file) -> Path:
     return finetune(run_file, run_file.parent / "undisturbed")
+
+
+def scores(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / FINAL_SCORES).read_text())
 
 
 def weights_after(run_dir: Path, step: int, state: str = MASTER) -> dict[str, torch.Tensor]:
@@ -101,16 +114,39 @@ def test_every_clip_is_validated_once_after_every_epoch_and_the_best_epoch_is_no
     with torch.inference_mode():
         logits = last.model(*FrontEnd(last.config, torch.device("cpu"))(batch))
     truth = one_hot(batch.labels, 4)
-    scores = classification_scores(truth, logits.sigmoid())
+    found = classification_scores(truth, logits.sigmoid())
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
 
     assert set(curves["validation/map"]) == {3, 6, 9, 12}
-    assert curves["validation/map"][STEPS] == pytest.approx(scores.mean_average_precision, rel=1e-6)
-    assert curves["validation/accuracy"][STEPS] == pytest.approx(scores.accuracy, rel=1e-6)
+    assert curves["validation/map"][STEPS] == pytest.approx(found.mean_average_precision, rel=1e-6)
+    assert curves["validation/accuracy"][STEPS] == pytest.approx(found.accuracy, rel=1e-6)
     assert curves["validation/total"][STEPS] == pytest.approx(loss.item(), rel=1e-5)
     assert [epoch["epoch"] for epoch in noted["epochs"]] == [1, 2, 3, 4]
     precisions = list(curves["validation/map"].values())
     assert noted["best_epoch"] == 1 + precisions.index(max(precisions))
+
+
+def test_at_its_end_a_run_is_scored_as_cavmae_evaluate_scores_its_averaged_weights(undisturbed, run_file):
+    judged = open_judged(undisturbed / AVERAGED_WEIGHTS, str(run_file.parent / "held-out"))
+    modes = ("multimodal", "missingaudioonly", "missingvideoonly")
+
+    values, _, found = classification(replace(judged, batch=2), EVERY_FRAME, ",".join(modes))
+
+    written, said = scores(undisturbed), (undisturbed / "said.txt").read_text()
+    assert {key: written[key] for key in values} == json.loads(json.dumps(values))  # bitwise, on two ranks
+    assert tuple(written["modes"]) == modes and found["multimodal"].scores.clips == 7
+    assert (written["weights"], written["step"]) == (str(undisturbed / AVERAGED_WEIGHTS), STEPS)
+    assert "scores of the averaged weights" in said
+    assert f"{written['modes']['missingvideoonly']['mean_average_precision']:.2%}" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [(None, False), ({"step": 12}, True), ({"step": 9}, False), ({"data": "other"}, True)]
+)
+def test_scores_of_this_end_and_those_of_cavmae_evaluate_are_left_alone(written, expected, tmp_path):
+    if written:
+        (tmp_path / FINAL_SCORES).write_text(json.dumps(written))
+    assert is_scored(tmp_path / FINAL_SCORES, STEPS) == expected
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undisturbed, run_file):
@@ -119,6 +155,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undis
     for folder in whole_checkpoints(killed)[7:]:  # in the middle of epoch 3, which is the second to be averaged
         shutil.rmtree(folder)
     (killed / AVERAGED_WEIGHTS).unlink()
+    (killed / FINAL_SCORES).write_text('{"data": "of what was learnt so far"}')
 
     finetune(run_file, killed)
 
@@ -127,6 +164,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undis
         assert_same(weights_after(killed, STEPS, state), weights_after(undisturbed, STEPS, state))
     assert_same(load_file(killed / AVERAGED_WEIGHTS), load_file(undisturbed / AVERAGED_WEIGHTS))
     assert (killed / SCORES).read_text() == (undisturbed / SCORES).read_text()
+    assert scores(killed)["modes"] == scores(undisturbed)["modes"]
 
 
 @pytest.fixture
@@ -143,6 +181,9 @@ def test_one_rank_in_two_micro_batches_learns_the_same_as_two_ranks(undisturbed,
     for tag in ("loss/total", "train/accuracy", "optim/grad_norm"):
         assert one[tag].keys() == two[tag].keys() == set(range(1, STEPS + 1))
         assert list(one[tag].values()) == pytest.approx(list(two[tag].values()), rel=1e-4), tag
+
+    assert "has no validation clips" in (on_one_rank / "said.txt").read_text()
+    assert not (on_one_rank / FINAL_SCORES).exists()
 
     # A host that has not the files of all ranks takes them from the bucket.
     written = load_file(on_one_rank / AVERAGED_WEIGHTS)
@@ -162,9 +203,58 @@ def test_epochs_that_are_validated_again_after_a_resume_are_noted_once(tmp_path)
 
 def test_cavmae_launch_knows_a_finetuning_run_by_its_sections(undisturbed, run_file):
     (undisturbed / AVERAGED_WEIGHTS).rename(undisturbed / "before.safetensors")
+    (undisturbed / FINAL_SCORES).rename(undisturbed / "before.json")
 
     finished = fork_cavmae("launch", run_file, f"run_dir={undisturbed}", "--ranks-per-host", 1)
 
     assert finished.returncode == 0, finished.stderr
     # Nothing was left to do but this, whatever the ranks.
     assert_same(load_file(undisturbed / AVERAGED_WEIGHTS), load_file(undisturbed / "before.safetensors"))
+    assert scores(undisturbed) == json.loads((undisturbed / "before.json").read_text())
+
+
+ONE_EPOCH = ("train.epochs=1", "average.from_epoch=1", "average.to_epoch=1")
+
+
+def test_bf16_stays_near_fp32_with_mixed_clips_and_an_average(undisturbed, run_file):
+    """After the three steps of an epoch: losses within 1 %, weights within 20 % of how far they went."""
+    rounded = finetune(run_file, run_file.parent / "bf16", "train.precision=bf16", *ONE_EPOCH, ranks=1)
+
+    assert load_run(rounded / "config.yaml", FinetuneConfig).augment.mixup == 0.5
+    exact, near = (learnt(run)["loss/total"] for run in (undisturbed, rounded))
+    assert [near[step] for step in (1, 2, 3)] == pytest.approx([exact[step] for step in (1, 2, 3)], rel=0.01)
+    before, wanted, got = (
+        torch.cat([weights[name].flatten() for name in sorted(weights)])
+        for weights in (fresh(run_file), weights_after(undisturbed, 3), load_file(rounded / AVERAGED_WEIGHTS))
+    )
+    assert 0 < (got - wanted).norm() < 0.2 * (wanted - before).norm()
+    assert list(scores(rounded)["modes"]) == ["multimodal", "missingaudioonly", "missingvideoonly"]
+
+
+def fresh(run_file: Path) -> dict[str, torch.Tensor]:
+    cfg = load_run(run_file, FinetuneConfig)
+    torch.manual_seed(cfg.train.seed)
+    return dict(CAVMAEFT(cfg.model, 4).state_dict())
+
+
+def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_scored_in_its_mode(run_file):
+    folder, cfg = run_file.parent, load_run(run_file, FinetuneConfig)
+    save_official(CAVMAE(cfg.model).state_dict(), folder / "pretrained.pth")
+    settings = (
+        "classifier.model=audio", "classifier.mode=audioonly", f"init.from_checkpoint={folder / 'pretrained.pth'}",
+        "train.ema_clips=16", "average.from_epoch=0", "average.to_epoch=0", "train.epochs=1", "evaluate.frames=1",
+    )  # fmt: skip
+
+    run = finetune(run_file, folder / "audio", *settings, "ds_config=ds_configs/zero3.json")
+
+    mean = load_model(run, ema=True)
+    written, said = scores(run), (run / "said.txt").read_text()
+    assert mean.kind == "finetune-audio" and "scores of the running mean of the weights" in said
+    assert "(pretrain); 4 names are missing (mlp_head.0.weight" in said
+    assert list(written["modes"]) == ["audioonly"] and written["ema"] and not (run / AVERAGED_WEIGHTS).exists()
+    clips = EvaluationClips(str(folder / "held-out"), None)
+    batch = collate([clips[place] for place in range(7)])
+    with torch.inference_mode():
+        logits = mean.model(*FrontEnd(mean.config, torch.device("cpu"))(batch))
+    expected = classification_scores(one_hot(batch.labels, 4), logits.sigmoid())
+    assert written["modes"]["audioonly"]["mean_average_precision"] == pytest.approx(expected.mean_average_precision)
