@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.data.front_end import FrontEnd
+from cavmae_ds.data.spread import spread
 from cavmae_ds.distributed import World, from_all_ranks, sum_over_ranks
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluate.retrieval import Retrieval, retrieval_scores
@@ -35,7 +35,7 @@ class Validation:
         if cfg.monitor.probe_every and len(places) < 2:
             raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
         pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
-        self._pool = groups_of(places[np.arange(pool) * len(places) // pool], cfg.monitor.validate_batch)
+        self._pool = groups_of(places[spread(pool, len(places))], cfg.monitor.validate_batch)
 
     def after(self, step: int) -> dict[str, float]:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""

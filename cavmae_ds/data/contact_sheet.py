@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cavmae_ds.data.records import Records, Sample
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, Manifest, audio_of, decode_frame, frame_jpeg, labels_of
 from cavmae_ds.data.spectrogram import HIGHEST_HZ, LOWEST_HZ, MEL_BINS, LogMel, frames_of
+from cavmae_ds.data.spread import spread
 
 SHOWN_FRAMES = (0, 3, 6, 9)
 TICKS_KHZ = (0.25, 0.5, 1, 2, 4)
@@ -49,10 +50,8 @@ class ShownClip:
 
 def spread_clips(records: Records, clips: int) -> list[ShownClip]:
     """So many clips from all over the data set, the same each time. Only they are read. Raises DataError if damaged."""
-    count = min(clips, len(records))
     front_end = LogMel()
-    places = [k * len(records) // count for k in range(count)]
-    return [_shown(sample, records.manifest, front_end) for sample in records.read(places)]
+    return [_shown(sample, records.manifest, front_end) for sample in records.read(spread(clips, len(records)))]
 
 
 def flag_names(flags: ClipFlag) -> list[str]:

@@ -47,6 +47,7 @@ def stats(
     import torch
 
     from cavmae_ds.data.records import Records
+    from cavmae_ds.data.spread import spread
     from cavmae_ds.data.statistics import STATISTICS, clip_sums, merged
     from cavmae_ds.data.store import open_store
 
@@ -56,11 +57,10 @@ def stats(
     all_sums = []
     for address in shards:
         records = Records(address)
-        count = min(clips or len(records), len(records))
-        places = [k * len(records) // count for k in range(count)]
+        places = spread(clips or len(records), len(records))
         with progress_bar(f"listening to {address}") as progress:
             all_sums.append(clip_sums(records, places, chosen, workers, progress))
-        if count == len(records):
+        if len(places) == len(records):
             try:
                 content = all_sums[-1].statistics().model_dump_json(indent=1)
                 open_store(address).put_bytes(STATISTICS, content.encode())

@@ -16,6 +16,7 @@ from torch import Tensor
 from cavmae_ds.data.contact_sheet import ShownClip
 from cavmae_ds.data.pictures import encode_picture
 from cavmae_ds.data.spectrogram import LogMel, frames_of
+from cavmae_ds.data.spread import spread
 from cavmae_ds.evaluate.judging import Judged, Pooled
 from cavmae_ds.evaluate.retrieval import partner_ranks
 from cavmae_ds.losses import unit_rows
@@ -80,9 +81,7 @@ class Gallery:
 
 def spread_queries(pooled: Pooled, queries: int) -> list[Query]:
     """So many queries from all over the N clips, the same each time."""
-    total = len(pooled.labels)
-    count = min(queries, total)
-    rows = [k * total // count for k in range(count)]
+    rows = spread(queries, len(pooled.labels))
     sounds, frames = unit_rows(pooled.audio), unit_rows(pooled.image)
     by_sound = _searches(sounds[rows] @ frames.T, rows, pooled.labels)
     by_frame = _searches(frames[rows] @ sounds.T, rows, pooled.labels)
