@@ -170,9 +170,3 @@ class CAVMAE(Encoder):
 def in_decoder(name: str) -> bool:
     """True for the parameters that only pretraining has."""
     return name.startswith(("decoder_", "mask_token"))
-
-
-def count_parameters(cfg: ModelConfig) -> int:
-    """Parameters of the model of this size, fixed position tables included; allocates nothing."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in CAVMAE(cfg).parameters())

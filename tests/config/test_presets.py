@@ -11,7 +11,7 @@ import yaml
 from cavmae_ds.config.load import load_config, to_yaml, validate_config
 from cavmae_ds.config.presets import PRESETS
 from cavmae_ds.config.sections.run import RunConfig
-from cavmae_ds.model.cavmae import count_parameters
+from cavmae_ds.plan.states import count
 from tests.launcher import CHECKOUT, PRETRAIN, environment
 
 TRAIN = {"global_batch": 8, "micro_batch": 4, "steps": 3}
@@ -33,10 +33,11 @@ def run_config(**sections) -> RunConfig:
     ],
 )
 def test_a_preset_has_its_published_encoder_and_about_so_many_parameters(preset, width, depth, heads, millions):
-    model = run_config(model={"preset": preset}).model
+    cfg = run_config(model={"preset": preset})
+    model = cfg.model
     assert (model.embed_dim, model.modality_specific_depth + model.shared_depth) == (width, depth)
     assert model.num_heads == heads and width % heads == 0 and model.patch_size == 16
-    assert count_parameters(model) / 1e6 == pytest.approx(millions, rel=0.05)
+    assert count(cfg).total / 1e6 == pytest.approx(millions, rel=0.05)
 
 
 def test_base_by_name_is_what_the_defaults_are():
