@@ -11,7 +11,8 @@ from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.doctor.command import doctor
 from cavmae_ds.errors import UserError
-from cavmae_ds.evaluate.commands import inpaint, report
+from cavmae_ds.evaluate.inpaint_command import inpaint
+from cavmae_ds.evaluate.report_command import report
 from cavmae_ds.evaluate.scoring_command import evaluate
 from cavmae_ds.exchange.commands import export
 from cavmae_ds.launching.command import launch

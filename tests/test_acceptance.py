@@ -222,3 +222,10 @@ def test_acceptance_15_retrieval_with_and_without_ties():
         "test_a_tie_counts_against_the_query_so_a_collapsed_model_ranks_last",
         "test_scores_equal_a_double_loop_over_random_features_with_ties",
     )
+
+
+def test_acceptance_16_inpainting_keeps_visible_patches():
+    assert_stands(
+        "evaluate/test_inpainting.py",
+        "test_acceptance_16_visible_patches_stay_bit_for_bit_and_hidden_ones_are_the_predictions",
+    )

@@ -17,8 +17,7 @@ from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.shards import check_shards
 from cavmae_ds.data.stream import EvaluationClips
 from cavmae_ds.exchange.load import load_model
-from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
-from cavmae_ds.model.masking import draw_plans
+from cavmae_ds.model.cavmae import CAVMAE
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,6 @@ def evaluation_clips(pretrained: Pretrained, shards: str) -> EvaluationClips:
 def evaluation_batches(pretrained: Pretrained, shards: str, batch_size: int = 32) -> DataLoader:
     """Every clip of some shards once, in order, as Batches."""
     return DataLoader(evaluation_clips(pretrained, shards), batch_size=batch_size, collate_fn=collate)
-
-
-def spread_clips(pretrained: Pretrained, shards: str, clips: int) -> Batch:
-    """So many clips from all over the data set, the same each time."""
-    source = evaluation_clips(pretrained, shards)
-    return collate([source[i * len(source) // clips] for i in range(clips)])
-
-
-@torch.inference_mode()
-def reconstruct(pretrained: Pretrained, batch: Batch) -> PretrainOutput:
-    """Masked clips and what the model predicts for all their patches; the masks are those of epoch 0."""
-    cfg, index = pretrained.cfg, batch.clip_index.to(pretrained.device)
-    plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, 0, index)
-    audio, images = pretrained.front_end(batch)
-    return cast(PretrainOutput, pretrained.model(audio, images, plans))
 
 
 @torch.inference_mode()

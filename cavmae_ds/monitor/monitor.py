@@ -122,7 +122,7 @@ class Monitor:
         every = self._cfg.monitor.pictures_every
         due = every > 0 and step % every == 0 and not done.skipped
         if self._curves and due and isinstance(self._cfg, RunConfig) and drawable(done.output):
-            figure = draw_reconstructions(done.output, self._cfg, self._cfg.monitor.pictures)
+            figure = draw_reconstructions(done.output, self._cfg.loss.normalise_pixels, self._cfg.monitor.pictures)
             self._curves.picture("reconstructions", figure_pixels(figure), step)
 
     def validate(self, step: int, validation: Validates | None) -> None:

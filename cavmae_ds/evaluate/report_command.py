@@ -1,4 +1,4 @@
-"""`cavmae inpaint`, `cavmae report`: what a run folder can show. Heavy imports when they run."""
+"""`cavmae report`: what a run folder can show. Heavy imports when it runs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
-SHARDS = typer.Option(help="Folder or s3:// address of the clips, as `cavmae prepare` wrote them.")
-EMA = typer.Option("--ema", help="Take the running mean of the weights (train.ema_clips), not the weights.")
 SCORES = "retrieval.json"
 
 console = Console(soft_wrap=True)
-
-
-def inpaint(
-    run_dir: Annotated[Path, RUN_DIR],
-    data: Annotated[str, SHARDS],
-    out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("reconstructions.png"),
-    clips: Annotated[int, typer.Option(min=1, max=32, help="Rows of the picture.")] = 6,
-    ema: Annotated[bool, EMA] = False,
-) -> None:
-    """Draw what the model makes of clips it sees and hears only in part.
-
-    Frame and log-mel: as given, what was left of them, and rebuilt. The clips are spread over the data set.
-
-    \b
-    Example:
-      cavmae inpaint runs/quickstart --data quickstart/shards/eval --out reconstructions.png
-    """
-    from cavmae_ds.evaluate.pictures import draw_reconstructions
-    from cavmae_ds.evaluate.pretrained import load_pretrained, reconstruct, spread_clips
-
-    pretrained = load_pretrained(run_dir, ema)
-    output = reconstruct(pretrained, spread_clips(pretrained, data, clips))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_reconstructions(output, pretrained.cfg, clips).savefig(out, dpi=110)
-    console.print(f"{clips} clips drawn in {out}")
 
 
 def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
