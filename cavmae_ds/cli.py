@@ -11,6 +11,7 @@ from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.doctor.command import doctor
 from cavmae_ds.errors import UserError
+from cavmae_ds.evaluate.features_command import features
 from cavmae_ds.evaluate.inpaint_command import inpaint
 from cavmae_ds.evaluate.report_command import report
 from cavmae_ds.evaluate.scoring_command import evaluate
@@ -25,7 +26,7 @@ EXIT_CODES = """\b
 Exit codes:
   0  done
   2  something must change first: one sentence on stderr says what
-  3  too many inputs were rejected: the data set is not published
+  3  too many inputs were rejected: the data set, or file, is not written
   4  files of a data set, or checkpoints, are missing or damaged: each is named on stderr
 """
 
@@ -46,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for building in (prepare, import_official):
+for building in (prepare, import_official, features):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
 for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report, compare, doctor):
     app.command(epilog=EXIT_CODES)(command)

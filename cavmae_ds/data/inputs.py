@@ -85,12 +85,13 @@ def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Video
     for name, labels in rows:
         if unknown := [label for label in labels if label not in number]:
             raise DataError(f"{source}: {name} has the label {unknown[0]!r}, which the class list lacks")
-        inputs.append(_input(root, name, tuple(sorted({number[label] for label in labels}))))
+        inputs.append(video_input(root, name, tuple(sorted({number[label] for label in labels}))))
     inputs.sort(key=lambda item: (item.clip_id, item.source))
     return list(without_duplicates(inputs)), names
 
 
-def _input(root: Path, name: str, labels: tuple[int, ...]) -> VideoInput:
+def video_input(root: Path, name: str, labels: tuple[int, ...] = ()) -> VideoInput:
+    """A video by its path as written, relative to root. One whose name is not valid UTF-8 is marked as rejected."""
     path = Path(os.path.normpath((root / name).absolute()))
     shown = PurePosixPath(name)
     if shown.is_absolute() and path.is_relative_to(root.absolute()):
