@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +33,10 @@ class Unusable(NamedTuple):
     detail: str
 
 
+Clips: TypeAlias = Generator[Excerpt | Unusable, None, None]
+"""To be closed: processes may be at work for it."""
+
+
 def videos_of(inputs: Sequence[str]) -> list[VideoInput]:
     """Videos, folders and lists of them (see find_inputs), sorted by clip id. Raises DataError for what is not there.
 
@@ -56,9 +60,7 @@ def is_data_set(address: str) -> bool:
     return "://" in address or any((Path(address) / name).is_file() for name in ("index.json", "prepare.json"))
 
 
-def from_videos(
-    videos: Sequence[VideoInput], frames: Sequence[int], settings: PrepareSettings, workers: int
-) -> Iterator[Excerpt | Unusable]:
+def from_videos(videos: Sequence[VideoInput], frames: Sequence[int], settings: PrepareSettings, workers: int) -> Clips:
     """Each video's clip as `cavmae prepare` makes it, or why there is none."""
     with closing(decode_in_order(read_clip, videos, settings, workers)) as results:
         for item, result, _ in results:
@@ -68,7 +70,7 @@ def from_videos(
                 yield excerpt_of(result, frames)
 
 
-def from_shards(clips: DataSets, workers: int) -> Iterator[Excerpt | Unusable]:
+def from_shards(clips: DataSets, workers: int) -> Clips:
     """Each clip, or what is damaged of it. Raises DataError for a shard that cannot be had."""
     from cavmae_ds.data.stream import check_temporary_folder, micro_batches
     from cavmae_ds.survival.lineage import stay_with_rank
@@ -77,7 +79,7 @@ def from_shards(clips: DataSets, workers: int) -> Iterator[Excerpt | Unusable]:
     loader = DataLoader(
         clips, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=stay_with_rank
     )
-    return cast(Iterator[Excerpt | Unusable], micro_batches(loader))
+    return cast(Clips, micro_batches(loader))
 
 
 class DataSets(Dataset):

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from cavmae_ds.embedding import BATCH, Embedder, Excerpt
 from cavmae_ds.errors import DataError
-from cavmae_ds.evaluate.excerpts import DataSets, Unusable, from_shards, from_videos, is_data_set, videos_of
+from cavmae_ds.evaluate.excerpts import Clips, DataSets, Unusable, from_shards, from_videos, is_data_set, videos_of
 from cavmae_ds.evaluate.feature_files import FeatureFile
 
 Progress = Callable[[int, int], None]  # hears (clips done, clips in all)
@@ -55,7 +56,7 @@ def extract(
         total, clips = _open(embedder, inputs, frames, workers)
         progress(0, total)
         reasons: Counter[str] = Counter()
-        with out.with_suffix(".rejected.csv").open("w", newline="", encoding="utf-8") as names:
+        with closing(clips), out.with_suffix(".rejected.csv").open("w", newline="", encoding="utf-8") as names:
             table = csv.writer(names, lineterminator="\n")
             table.writerow(Unusable._fields)
             for batch in _batches(clips):
@@ -71,9 +72,7 @@ def extract(
         return Extracted(len(file.clip_ids), file.shapes, dict(reasons.most_common()), written)
 
 
-def _open(
-    embedder: Embedder, inputs: Sequence[str], frames: Sequence[int], workers: int
-) -> tuple[int, Iterator[Excerpt | Unusable]]:
+def _open(embedder: Embedder, inputs: Sequence[str], frames: Sequence[int], workers: int) -> tuple[int, Clips]:
     """How many clips there are, and the clips."""
     data_sets = [one for one in inputs if is_data_set(one)]
     if not data_sets:
@@ -85,9 +84,8 @@ def _open(
     return len(clips), from_shards(clips, workers)
 
 
-def _batches(clips: Iterable[Excerpt | Unusable]) -> Iterator[list[Excerpt | Unusable]]:
-    left = iter(clips)
-    while batch := list(islice(left, BATCH)):
+def _batches(clips: Clips) -> Iterator[list[Excerpt | Unusable]]:
+    while batch := list(islice(clips, BATCH)):
         yield batch
 
 

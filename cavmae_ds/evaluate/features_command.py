@@ -82,15 +82,14 @@ def features(
             max_bad_share=max_bad,
             progress=progress,
         )
-    names = out.with_suffix(".rejected.csv")
-    if found.unusable:
+    bad, names = sum(found.unusable.values()), out.with_suffix(".rejected.csv")
+    if bad:
         table = Table("outcome", "count", "meaning")
         table.add_row("clip", str(found.clips), "")
         for code, count in found.unusable.items():
             table.add_row(code, str(count), _meaning(code))
         out_console.print(table)
     if not found.written:
-        bad = sum(found.unusable.values())
         typer.echo(
             f"cavmae: {out} is not written: {bad} of {bad + found.clips} clips cannot be used, allowed "
             f"{max_bad:.1%}; see {names}, then mend them or raise --max-bad",
@@ -98,7 +97,8 @@ def features(
         )
         raise typer.Exit(EXIT_UNPUBLISHED)
     shapes = ", ".join(f"{name} {[found.clips, *shape]}" for name, shape in found.shapes.items())
-    out_console.print(f"{found.clips} clips in {out}: {shapes} {dtype.value}", soft_wrap=True)
+    others = f"; the others are named in {names}" if bad else ""
+    out_console.print(f"{found.clips} clips in {out}: {shapes} {dtype.value}{others}", soft_wrap=True)
 
 
 def _meaning(code: str) -> str:
