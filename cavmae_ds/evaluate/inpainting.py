@@ -14,6 +14,7 @@ from torch import Tensor
 from cavmae_ds.config import MaskConfig, ModelConfig
 from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.clips import Batch, collate
+from cavmae_ds.data.spread import spread
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluate.judging import Judged
 from cavmae_ds.kernels.masked_mse import masked_mse
@@ -88,8 +89,7 @@ def plans_for(settings: Settings, model: ModelConfig, clip_index: Tensor) -> Pla
 
 def spread_clips(judged: Judged, clips: int) -> Batch:
     """So many clips from all over the data, or all if there are fewer; the same each time, their middle frames."""
-    count = min(clips, len(judged.clips))
-    return collate([judged.clips[i * len(judged.clips) // count] for i in range(count)])
+    return collate([judged.clips[place] for place in spread(clips, len(judged.clips))])
 
 
 @torch.inference_mode()
