@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cavmae_ds.evaluate.gallery import Gallery
     from cavmae_ds.evaluate.judging import Judged, Pooled
 
-AVERAGED = "averaged.safetensors"
 GALLERIES = (".html", ".png")
 
 console = Console(soft_wrap=True)
@@ -169,12 +168,14 @@ def _weights_of(model: Path, weights: WeightsOf | None) -> tuple[Path, bool]:
         raise CheckpointError(f"--weights chooses among those of a run folder, {str(model)!r} is none; leave it out")
     if weights != WeightsOf.averaged:
         return model, weights == WeightsOf.ema
-    if not (model / AVERAGED).is_file():
+    from cavmae_ds.finetune_end import AVERAGED_WEIGHTS
+
+    if not (model / AVERAGED_WEIGHTS).is_file():
         raise CheckpointError(
-            f"run folder {str(model)!r} holds no {AVERAGED}: a finetuning run writes it at its end, if it averages "
-            "(average.from_epoch)"
+            f"run folder {str(model)!r} holds no {AVERAGED_WEIGHTS}: a finetuning run writes it at its end, if "
+            "it averages (average.from_epoch)"
         )
-    return model / AVERAGED, False
+    return model / AVERAGED_WEIGHTS, False
 
 
 def _frames(judged: Judged, asked: str, what: What) -> tuple[int, ...]:
