@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import hypergeom
 
 TRAIN_CLIPS = 2700
 CLASSES = {"speaker": 6, "digit": 10, "both": 60}
 """Equally many clips each: speakers, digits, and pairs of them."""
+DIRECTIONS = ("audio_to_image", "image_to_audio")
 COLOURS = {"speaker": "tab:blue", "digit": "tab:orange", "both": "tab:green"}
+LEAST_SHARE = 1e-3
+"""Of variance: less cannot be told from nothing with 300 clips."""
 
 
 def floors(batch: int, clips: int = TRAIN_CLIPS) -> dict[str, float]:
@@ -32,7 +36,7 @@ def floors(batch: int, clips: int = TRAIN_CLIPS) -> dict[str, float]:
 
 
 def tables(document: Mapping[str, Any]) -> str:
-    """Markdown: retrieval and probes at the start and the end of each run."""
+    """Markdown: retrieval and probes at the start and the end of each run, and what the finetuned classifiers score."""
     parts = []
     for run in document["runs"]:
         train = run["settings"]["train"]
@@ -40,7 +44,7 @@ def tables(document: Mapping[str, Any]) -> str:
         parts += ["", "| class P@1 | untrained | pretrained | chance |", "|---|---:|---:|---:|"]
         first, last = run["retrieval"][0], run["retrieval"][-1]
         for factor in ("speaker", "digit"):
-            for direction in ("audio_to_image", "image_to_audio"):
+            for direction in DIRECTIONS:
                 shares = (first[factor][direction], last[factor][direction], last[factor]["chance"])
                 parts.append(_row(f"{factor}, {direction.replace('_', ' ')}", shares))
         parts += ["", "| linear probe of the digit | untrained | pretrained |", "|---|---:|---:|"]
@@ -48,35 +52,65 @@ def tables(document: Mapping[str, Any]) -> str:
             _row(view, (run["probes"][model]["digit"][view] for model in ("untrained", "pretrained")))
             for view in ("audio", "image", "both")
         ]
+        parts += ["", "| finetuned, accuracy of the digit | one frame | ten frames |", "|---|---:|---:|"]
+        parts += [_row(mode, (found["one_frame"], found["ten_frames"])) for mode, found in run["finetuned"].items()]
+        parts += ["", "| seconds | CPU | wall |", "|---|---:|---:|"]
+        parts += [f"| {what} | {spent['cpu_s']} | {spent['wall_s']} |" for what, spent in run["spent"].items()]
         parts.append("")
     return "\n".join(parts)
 
 
 def write_figure(document: Mapping[str, Any], path: Path) -> None:
-    """The contrastive loss beside its floors, and class P@1 beside chance; a line for each seed. PNG."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    losses, shares = figure.subplots(1, 2)
+    """Four panels, a line for each seed: loss, variance the digit explains, class P@1, finetuned accuracies. PNG."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    (losses, variances), (shares, accuracies) = figure.subplots(2, 2)
+    _draw_losses(losses, document)
+    _draw_variances(variances, document["runs"])
+    _draw_shares(shares, document["runs"])
+    _draw_accuracies(accuracies, document["runs"])
+    for panel in (variances, shares, accuracies):
+        panel.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_losses(panel: Axes, document: Mapping[str, Any]) -> None:
     for run in document["runs"]:
-        steps, values = zip(*_points(run["curves"]["loss/contrastive"]), strict=True)
-        losses.plot(steps, values, color="black", linewidth=1)
-        for factor in ("speaker", "digit"):
-            for direction, style in (("audio_to_image", "-"), ("image_to_audio", "--")):
-                precision = [point[factor][direction] for point in run["retrieval"]]
-                label = f"{factor}, {direction.replace('_to_', ' to ')}" if run is document["runs"][0] else None
-                steps = [point["step"] for point in run["retrieval"]]
-                shares.plot(steps, precision, style, color=COLOURS[factor], label=label)
+        panel.plot(*zip(*_points(run["curves"]["loss/contrastive"]), strict=True), color="black", linewidth=1)
     for what, floor in document["floors"].items():
-        losses.axhline(floor, color=COLOURS.get(what, "grey"), linestyle=":", linewidth=1)
-        losses.annotate(
+        panel.axhline(floor, color=COLOURS.get(what, "grey"), linestyle=":", linewidth=1)
+        panel.annotate(
             f"knows {what}", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
         )
+    panel.set(xlabel="optimizer step", ylabel="contrastive loss", ylim=(0, None))
+
+
+def _draw_variances(panel: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+    for run in runs:
+        steps = [point["step"] for point in run["retrieval"]]
+        for side, style in (("audio", "-"), ("image", "--")):
+            values = [max(point["explained"][side], LEAST_SHARE) for point in run["retrieval"]]
+            panel.plot(steps, values, style, color=COLOURS["digit"], label=side if run is runs[0] else None)
+    panel.set(xlabel="optimizer step", ylabel="variance the digit explains", yscale="log", ylim=(LEAST_SHARE, 1))
+
+
+def _draw_shares(panel: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     for factor in ("speaker", "digit"):
-        chance = document["runs"][0]["retrieval"][0][factor]["chance"]
-        shares.axhline(chance, color=COLOURS[factor], linestyle=":", linewidth=1)
-    losses.set(xlabel="optimizer step", ylabel="contrastive loss", ylim=(0, None))
-    shares.set(xlabel="optimizer step", ylabel="class P@1, held-out clips", ylim=(0, 1))
-    shares.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+        for run in runs:
+            steps = [point["step"] for point in run["retrieval"]]
+            for direction, style in zip(DIRECTIONS, ("-", "--"), strict=True):
+                precision = [point[factor][direction] for point in run["retrieval"]]
+                label = f"{factor}, {direction.replace('_to_', ' to ')}" if run is runs[0] else None
+                panel.plot(steps, precision, style, color=COLOURS[factor], label=label)
+        panel.axhline(runs[0]["retrieval"][0][factor]["chance"], color=COLOURS[factor], linestyle=":", linewidth=1)
+    panel.set(xlabel="optimizer step", ylabel="class P@1, held-out clips", ylim=(0, 1))
+
+
+def _draw_accuracies(panel: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+    for run in runs:
+        for (mode, found), colour in zip(run["finetuned"].items(), ("black", "tab:red", "tab:purple"), strict=True):
+            epochs, values = zip(*_points(found["epochs"]), strict=True)
+            panel.plot(epochs, values, color=colour, label=mode if run is runs[0] else None)
+    panel.set(xlabel="epoch of finetuning", ylabel="accuracy, held-out clips, one frame", ylim=(0, 1))
 
 
 def _points(curve: Mapping[Any, float]) -> list[tuple[int, float]]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.digits import CHECKOUT, MAKER, Clips, probes, retrieval
+from benchmarks import digits_runs
+from benchmarks.digits import STEPS_PER_MINUTE, main
+from benchmarks.digits_data import MAKER
+from benchmarks.digits_look import Clips, explained, probes, retrieval
 from benchmarks.digits_report import floors, tables
+from cavmae_ds.config import DataConfig
+from cavmae_ds.data.shards import read_manifest
+from tests.launcher import fork_ranks
 
 
 def test_floors_are_what_a_perfect_knower_of_a_factor_would_pay():
@@ -31,27 +36,41 @@ def test_floors_are_what_a_perfect_knower_of_a_factor_would_pay():
 def test_features_that_tell_one_factor_are_found_to_tell_that_one():
     digits, speakers = torch.arange(120) % 10, torch.arange(120) % 6
     rows = torch.nn.functional.one_hot(digits, 10).float()
-    noise = torch.randn(120, 10, generator=torch.Generator().manual_seed(0)) / 10
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(120, 10, generator=draw) / 10
     clips = Clips(rows + noise, rows, [[int(digit), 10 + int(s)] for digit, s in zip(digits, speakers, strict=True)])
     found = retrieval(clips)
     assert found["digit"]["audio_to_image"] == found["digit"]["image_to_audio"] == 1.0
     assert found["digit"]["chance"] == pytest.approx(0.1)
     assert found["speaker"]["audio_to_image"] < 0.7
+    assert explained(clips.image, digits, speakers) == pytest.approx(1)
+    assert explained(rows[torch.randperm(120, generator=draw)], digits, speakers) == pytest.approx(0, abs=0.15)
     assert probes(clips, clips)["digit"] == {"audio": 1.0, "image": 1.0, "both": 1.0}
 
 
 @pytest.mark.skipif(not MAKER.is_file(), reason="the script that makes the digits is not here")
-def test_a_small_run_writes_results_figure_and_tables(tmp_path):
-    folders = {"--out": tmp_path / "runs", "--results": tmp_path / "results", "--figures": tmp_path / "images"}
-    small = ["--limit=24", "--minutes=0.02", "--device=cpu", "--set=model.embed_dim=16", "--set=train.global_batch=8"]
-    places = [f"{name}={folder}" for name, folder in folders.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.digits", *small, *places], cwd=CHECKOUT, text=True, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_small_run_pretrains_finetunes_and_writes_results_figure_and_tables(tmp_path, monkeypatch, capfd):
+    """The programs are forked instead of started, which is all that differs from the command."""
+
+    def forked(words):
+        _, script, *arguments = map(str, words)
+        done = fork_ranks(1, Path(script), *arguments, scratch=tmp_path)
+        assert done.returncode == 0, done.stdout
+
+    monkeypatch.setattr(digits_runs, "command", forked)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    folders = {name: tmp_path / name for name in ("out", "results", "figures")}
+    small = ["model.embed_dim=16", "train.global_batch=8"]
+    main(limit=24, minutes=2 / STEPS_PER_MINUTE, epochs=1, ranks=1, setting=small, **folders)
     (path,) = (tmp_path / "results").iterdir()
     document = json.loads(path.read_text())
     (run,) = document["runs"]
     assert [point["step"] for point in run["retrieval"]] == [0, 1, 2]
-    assert tables(document) in done.stdout and "| digit, image to audio |" in done.stdout
-    assert (tmp_path / "images" / "digits-speaker.png").stat().st_size < 150_000
+    assert set(run["finetuned"]) == {"multimodal", "audioonly", "videoonly"}
+    assert all(found["epochs"].keys() == {"1"} for found in run["finetuned"].values())
+    printed = capfd.readouterr().out
+    assert tables(document) in printed and "| digit, image to audio |" in printed
+    assert (tmp_path / "figures" / "digits-speaker.png").stat().st_size < 200_000
+    shards = tmp_path / "out" / "speaker-0" / "shards"
+    names = [read_manifest(str(shards / split), DataConfig()).classes for split in ("train", "train-digit")]
+    assert list(map(len, names)) == [16, 10]
