@@ -39,8 +39,11 @@ log = logging.getLogger(__name__)
 
 AVERAGED_WEIGHTS = "averaged.safetensors"
 """In the run folder, when the run is over: the mean of the weights after some epochs (section average)."""
-FINAL_SCORES = "classification.json"
-"""In the run folder, when the run is over: what `cavmae evaluate` writes, and after which step."""
+FINAL_SCORES = {
+    AVERAGED: "averaged.classification.json", EMA: "ema.classification.json", MASTER: "classification.json",
+}  # fmt: skip
+"""In the run folder, when the run is over, by the weights that were scored: what `cavmae evaluate` writes, under the
+same name, and after which step."""
 STATES = {AVERAGED: "the averaged weights", EMA: "the running mean of the weights", MASTER: "the last weights"}
 MISSING: dict[Mode, tuple[Mode, ...]] = {"multimodal": ("missingaudioonly", "missingvideoonly")}
 """By the mode that was trained: those that test it with less than it was trained with."""
@@ -66,25 +69,25 @@ class FinetuneEnd:
     clips: ValidationClips | None
 
     def __call__(self, start: int, watch: Watch) -> None:
-        """Write the averaged weights, if there are, and score what was learnt on all validation clips.
+        """Write the averaged weights, if there are; score them, else the running mean, else the last weights.
 
-        The first rank writes RUN/classification.json and logs a table. A run that had done all its steps, and was
+        The first rank writes a file of FINAL_SCORES and logs a table. A run that had done all its steps, and was
         scored, when this process began is left alone. Raises CheckpointError for outputs that are no numbers, DataError
         for damaged clips or if no clip has a label.
         """
         cfg, step = self.cfg, self.numbers.total_steps
+        state = AVERAGED if cfg.average.on else EMA if cfg.train.ema_clips else MASTER
         if cfg.average.on and self.world.is_first:
             write_averaged(cfg)
         if self.clips is None:
             log.info("the run has no validation clips to score what it learnt by: see data.validation")
-        elif not from_first_rank(start == step and is_scored(cfg.run_dir / FINAL_SCORES, step)):
+        elif not from_first_rank(start == step and is_scored(cfg.run_dir / FINAL_SCORES[state], step)):
             watch.at(step, "evaluating")
-            self._score(self.clips, watch)
+            self._score(state, self.clips, watch)
 
-    def _score(self, clips: ValidationClips, watch: Watch) -> None:
-        """The averaged weights, else the running mean, else the last weights, as `cavmae evaluate` scores them."""
-        cfg = self.cfg
-        state = AVERAGED if cfg.average.on else EMA if cfg.train.ema_clips else MASTER
+    def _score(self, state: str, clips: ValidationClips, watch: Watch) -> None:
+        """As `cavmae evaluate` scores these weights."""
+        cfg, file = self.cfg, self.cfg.run_dir / FINAL_SCORES[state]
         judged = _WatchedJudged(
             self._model(state), FrontEnd(cfg.model, self.world.device), clips.clips, self.numbers.class_names, (),
             cfg.model_dump(mode="json"), self.world, clips.places, batch=cfg.evaluate.batch, watch=watch,
@@ -96,9 +99,9 @@ class FinetuneEnd:
             return
         weights = cfg.run_dir / AVERAGED_WEIGHTS if cfg.average.on else cfg.run_dir
         origin = {"weights": str(weights), "data": clips.addresses, "ema": state == EMA}
-        with written_whole(cfg.run_dir / FINAL_SCORES) as unfinished:
+        with written_whole(file) as unfinished:
             unfinished.write_text(json.dumps(values | origin | {"step": self.numbers.total_steps}, indent=1))
-        log.info("\nscores of %s, all of them in %s:\n%s", STATES[state], cfg.run_dir / FINAL_SCORES, _as_text(tables))
+        log.info("\nscores of %s, all of them in %s:\n%s", STATES[state], file, _as_text(tables))
 
     def _model(self, state: str) -> LoadedModel:
         """The classifier without its engine, float32. The first rank reads its weights: hosts may share no disk."""

@@ -115,7 +115,8 @@ def evaluate(
       cavmae evaluate runs/base --data shards/test --per-class 5
       deepspeed --num_gpus 8 launch/evaluate.py runs/base --data shards/test
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: a store that is gone is no news
+    if "RANK" in os.environ:  # before torch: a store that is gone is no news
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from cavmae_ds.evaluate.judging import open_judged
     from cavmae_ds.evaluate.subsets import among
     from cavmae_ds.evaluate.together import agreed, evaluating_together
