@@ -26,6 +26,7 @@ class Direction(NamedTuple):
     recall_at_5: float
     recall_at_10: float
     median_rank: float
+    """Between the two in the middle where their number is even."""
     class_precision_at_1: float | None
     """Share of queries whose first hit shares a class with them."""
     class_precision_at_5: float | None
@@ -99,7 +100,7 @@ def _one_direction(queries: Tensor, candidates: Tensor, members: Tensor | None, 
     precision = [
         None if members is None else count / (first * len(queries)) for first, count in zip(firsts, hits, strict=True)
     ]
-    return Direction(at_1, at_5, at_10, rank.double().median().item(), *precision)
+    return Direction(at_1, at_5, at_10, rank.double().quantile(0.5).item(), *precision)
 
 
 def _summed_hits(similarity: Tensor, partners: Tensor, members: Tensor, firsts: Sequence[int]) -> list[int]:

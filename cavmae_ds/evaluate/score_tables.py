@@ -51,7 +51,7 @@ def retrieval_table(scores: dict[str, Any]) -> Table:
     for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
         row = scores[direction]
         recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]
-        table.add_row(name, *recalls, f"{row['median_rank']:.0f}", _share(row["class_precision_at_1"]))
+        table.add_row(name, *recalls, f"{row['median_rank']:g}", _share(row["class_precision_at_1"]))
     pool = scores["pool"]
     chances = [f"{min(1.0, k / pool):.1%}" for k in (1, 5, 10)]
     table.add_row("chance", *chances, f"{(pool + 1) / 2:.0f}", _share(scores["chance_class_precision_at_1"]))
