@@ -3,12 +3,14 @@
 Makes the data set (real recordings and handwriting; who speaks is the ink's colour, which digit is the shape), imports
 it, pretrains, and follows on clips never seen: retrieval by speaker and by digit, both directions, checkpoint by
 checkpoint, and a linear probe of the digit against one of the same model untrained. Then it finetunes three classifiers
-of the digit alike: with both modalities, by ear, by eye. Writes benchmarks/results/digits-<ink>-<date>.json and a
-figure, and prints the tables. All trainings are the real programs; what is finished in --out is not done again.
+of the digit alike, with both modalities, by ear and by eye, and once more with few labels. Writes
+benchmarks/results/digits-<ink>-<date>.json and a figure, and prints the tables. All trainings are the real programs;
+what is finished in --out is not done again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -21,14 +23,14 @@ import torch
 import typer
 import yaml
 
-from benchmarks.digits_data import MAKER, Ink, prepare
+from benchmarks.digits_data import FEW, MAKER, Ink, prepare
 from benchmarks.digits_look import accuracies, follow
 from benchmarks.digits_report import floors, tables, write_figure
-from benchmarks.digits_runs import CHECKOUT, MODES, changed, finetuning, pretraining, train
+from benchmarks.digits_runs import CHECKOUT, MODES, changed, finetuning, pretraining, train, without_addresses
 from benchmarks.report import commit_of
 from benchmarks.turns import machine
 
-STEPS_PER_MINUTE = 250
+STEPS_PER_MINUTE = 300
 """Of pretraining on two CPU cores: what --minutes is turned into, so that a budget means the same work anywhere."""
 
 
@@ -53,20 +55,26 @@ def one_run(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
     sections = changed(pretraining({"train": digits.train, **sounds}, plan.steps, seed), plan.overrides)
     spent = {"pretraining": train("pretrain", folder / "run", sections, plan.ranks)}
     found = follow(folder / "run", digits)
-    finetuned = {}
-    labelled = {"train": digits.train_digit, "validation": digits.test_digit, **sounds}
-    for mode in MODES:
-        asked = finetuning(folder / "run", labelled, mode, plan.epochs, seed)
+    finetuned: dict[str, dict[str, Any]] = {"all": {}, "few": {}}
+    for labels, mode in itertools.product(finetuned, MODES):
+        shards, passes = digits.train_digit, 1
+        if labels == "few":  # as many steps, so more epochs
+            shards, passes = digits.train_few, max(1, digits.clips // FEW)
+        labelled = {"train": shards, "validation": digits.test_digit, **sounds}
+        asked = finetuning(folder / "run", labelled, mode, plan.epochs * passes, seed)
         asked["model"] = sections["model"]
         asked["train"]["global_batch"] = sections["train"]["global_batch"]
-        spent[mode] = train("finetune", folder / mode, asked, plan.ranks)
-        finetuned[mode] = accuracies(folder / mode, mode, digits)
-    return {"seed": seed, "spent": spent, "settings": sections, **found, "finetuned": finetuned}
+        run_dir = folder / f"{mode}-{labels}"
+        spent[run_dir.name] = train("finetune", run_dir, asked, plan.ranks)
+        scores = accuracies(run_dir, mode, digits)
+        finetuned[labels][mode] = {"settings": without_addresses(asked), **scores}
+    settings = without_addresses(sections)
+    return {"seed": seed, "spent": spent, "settings": settings, **found, "finetuned": finetuned}
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Pretraining, in minutes of two quiet CPU cores.")] = 16.0,
-    epochs: Annotated[int, typer.Option(help="Of each of the three finetunings.")] = 12,
+    minutes: Annotated[float, typer.Option(help="Pretraining, in minutes of two quiet CPU cores.")] = 20.0,
+    epochs: Annotated[int, typer.Option(help="Of each finetuning with all labels; with few as many steps.")] = 12,
     ink: Annotated[Ink, typer.Option(help="What its colour tells: who speaks, or nothing.")] = "speaker",
     seeds: Annotated[str, typer.Option(help="Of data, weights and masks; commas between runs.")] = "0",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",

@@ -1,4 +1,4 @@
-"""Spoken and handwritten digits as shards: made, then imported twice, with both labels and with the digit alone."""
+"""Spoken and handwritten digits as shards: made, then imported with both labels, and with the digit as the only one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ MAKER = CHECKOUT / ".." / "shared" / "tools" / "make_digits.py"
 FACTORS = {"digit": range(10), "speaker": range(10, 16)}  # class ids, in the order of class_labels.csv
 DIGIT_IDS = "/d/"
 """What the official ids of the digits begin with."""
+FEW = 300
 Ink = Literal["speaker", "random"]
 
 
@@ -35,6 +36,10 @@ class Digits:
     train_digit: str
     """The same clips, whose only label is the digit: what a classifier of ten classes is trained on."""
     test_digit: str
+    train_few: str
+    """The first FEW clips of train_digit: five or so of each speaker's digits."""
+    clips: int
+    """Of train."""
     audio_mean: float
     audio_std: float
 
@@ -47,14 +52,22 @@ def prepare(folder: Path, ink: Ink, seed: int, limit: int, maker: Path) -> Digit
         command([sys.executable, maker, made, *(f"--{key}={value}" for key, value in options.items())])
     _write_digits_alone(made)
     settings = BuildSettings(frame_size=MODEL["image_size"])
-    for suffix in ("", "-digit"):
-        label_csv, workers = made / f"class_labels{suffix}.csv", len(os.sched_getaffinity(0))
-        for name in (f"train{suffix}", f"test{suffix}"):
-            import_official(made / f"{name}.json", str(shards / name), settings, label_csv=label_csv, workers=workers)
+    for name in ("train", "test", "train-digit", "test-digit", "train-few"):
+        label_csv = made / ("class_labels-digit.csv" if "-" in name else "class_labels.csv")
+        workers = len(os.sched_getaffinity(0))
+        import_official(made / f"{name}.json", str(shards / name), settings, label_csv=label_csv, workers=workers)
     records = Records(str(shards / "train"))
     found = clip_sums(records, range(len(records)), torch.device("cpu")).statistics().every_frame
-    train, test, train_digit, test_digit = (str(shards / x) for x in ("train", "test", "train-digit", "test-digit"))
-    return Digits(train, test, train_digit, test_digit, found.mean, found.std)
+    return Digits(
+        train=str(shards / "train"),
+        test=str(shards / "test"),
+        train_digit=str(shards / "train-digit"),
+        test_digit=str(shards / "test-digit"),
+        train_few=str(shards / "train-few"),
+        clips=len(records),
+        audio_mean=found.mean,
+        audio_std=found.std,
+    )
 
 
 def _write_digits_alone(made: Path) -> None:
@@ -68,3 +81,4 @@ def _write_digits_alone(made: Path) -> None:
         for clip in clips:
             clip["labels"] = ",".join(label for label in clip["labels"].split(",") if label.startswith(DIGIT_IDS))
         (made / f"{split}-digit.json").write_text(json.dumps({"data": clips}))
+        (made / f"{split}-few.json").write_text(json.dumps({"data": clips[:FEW]}))

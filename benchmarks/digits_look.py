@@ -15,6 +15,7 @@ from benchmarks.digits_data import FACTORS, Digits
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.weights import assemble
+from cavmae_ds.config.sections.classify import Mode
 from cavmae_ds.data.clips import MIDDLE_FRAME
 from cavmae_ds.evaluate.curves import read_curves
 from cavmae_ds.evaluate.judging import EVERY_FRAME, classify, open_judged
@@ -128,15 +129,16 @@ def follow(run_dir: Path, digits: Digits) -> dict[str, Any]:
     }
 
 
-def accuracies(run_dir: Path, mode: str, digits: Digits) -> dict[str, Any]:
+def accuracies(run_dir: Path, mode: Mode, digits: Digits) -> dict[str, Any]:
     """Of a classifier, on held-out clips: with the middle frame, with ten frames averaged, and after each epoch."""
     judged = open_judged(run_dir, digits.test_digit)
-    _, found = classify(judged, [mode], EVERY_FRAME, "softmax")  # type: ignore[list-item]
+    _, found = classify(judged, [mode], EVERY_FRAME, "softmax")
     epochs: list[Mapping[str, float]] = json.loads((run_dir / SCORES).read_text())["epochs"]
-    scores = found[mode]  # type: ignore[index]
+    scores = found[mode]
     one_frame = scores.of_frames[MIDDLE_FRAME] if scores.frames else scores.scores
     return {
         "one_frame": one_frame.accuracy,
         "ten_frames": scores.scores.accuracy,
         "epochs": {noted["epoch"]: noted["accuracy"] for noted in epochs},
+        "losses": {noted["epoch"]: noted["total"] for noted in epochs},
     }

@@ -17,6 +17,7 @@ CLASSES = {"speaker": 6, "digit": 10, "both": 60}
 """Equally many clips each: speakers, digits, and pairs of them."""
 DIRECTIONS = ("audio_to_image", "image_to_audio")
 COLOURS = {"speaker": "tab:blue", "digit": "tab:orange", "both": "tab:green"}
+MODE_COLOURS = ("black", "tab:red", "tab:purple")
 LEAST_SHARE = 1e-3
 """Of variance: less cannot be told from nothing with 300 clips."""
 
@@ -52,8 +53,12 @@ def tables(document: Mapping[str, Any]) -> str:
             _row(view, (run["probes"][model]["digit"][view] for model in ("untrained", "pretrained")))
             for view in ("audio", "image", "both")
         ]
-        parts += ["", "| finetuned, accuracy of the digit | one frame | ten frames |", "|---|---:|---:|"]
-        parts += [_row(mode, (found["one_frame"], found["ten_frames"])) for mode, found in run["finetuned"].items()]
+        parts += ["", "| finetuned, accuracy of the digit | labels | one frame | ten frames |", "|---|---|---:|---:|"]
+        parts += [
+            _row(f"{mode} | {labels}", (found["one_frame"], found["ten_frames"]))
+            for labels, modes in run["finetuned"].items()
+            for mode, found in modes.items()
+        ]
         parts += ["", "| seconds | CPU | wall |", "|---|---:|---:|"]
         parts += [f"| {what} | {spent['cpu_s']} | {spent['wall_s']} |" for what, spent in run["spent"].items()]
         parts.append("")
@@ -68,8 +73,8 @@ def write_figure(document: Mapping[str, Any], path: Path) -> None:
     _draw_variances(variances, document["runs"])
     _draw_shares(shares, document["runs"])
     _draw_accuracies(accuracies, document["runs"])
-    for panel in (variances, shares, accuracies):
-        panel.legend(fontsize=8, frameon=False)
+    for panel, place in ((variances, "lower right"), (shares, "center left"), (accuracies, "lower right")):
+        panel.legend(fontsize=8, frameon=False, loc=place)
     figure.savefig(path, dpi=110)
 
 
@@ -79,7 +84,7 @@ def _draw_losses(panel: Axes, document: Mapping[str, Any]) -> None:
     for what, floor in document["floors"].items():
         panel.axhline(floor, color=COLOURS.get(what, "grey"), linestyle=":", linewidth=1)
         panel.annotate(
-            f"knows {what}", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            f"knows {what}", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8
         )
     panel.set(xlabel="optimizer step", ylabel="contrastive loss", ylim=(0, None))
 
@@ -107,10 +112,13 @@ def _draw_shares(panel: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_accuracies(panel: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     for run in runs:
-        for (mode, found), colour in zip(run["finetuned"].items(), ("black", "tab:red", "tab:purple"), strict=True):
-            epochs, values = zip(*_points(found["epochs"]), strict=True)
-            panel.plot(epochs, values, color=colour, label=mode if run is runs[0] else None)
-    panel.set(xlabel="epoch of finetuning", ylabel="accuracy, held-out clips, one frame", ylim=(0, 1))
+        for labels, style in (("all", "-"), ("few", "--")):
+            for (mode, found), colour in zip(run["finetuned"][labels].items(), MODE_COLOURS, strict=True):
+                epochs, values = zip(*_points(found["epochs"]), strict=True)
+                shares = [epoch / epochs[-1] for epoch in epochs]
+                label = f"{mode}, {labels} labels" if run is runs[0] else None
+                panel.plot(shares, values, style, color=colour, label=label)
+    panel.set(xlabel="share of the finetuning", ylabel="accuracy, held-out clips, one frame", ylim=(None, 1.01))
 
 
 def _points(curve: Mapping[Any, float]) -> list[tuple[int, float]]:

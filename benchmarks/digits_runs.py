@@ -14,11 +14,14 @@ from typing import Any
 import yaml
 
 from benchmarks.turns import cpu_seconds
+from cavmae_ds.config.sections.classify import Mode
 
 CHECKOUT = Path(__file__).parents[1]
 CHECKPOINTS = 16
 """Points of the retrieval curves, beside the start."""
-MODES = ("multimodal", "audioonly", "videoonly")
+EVALUATIONS = 12
+"""Points of a finetuning's curve, about."""
+MODES: tuple[Mode, ...] = ("multimodal", "audioonly", "videoonly")
 Sections = dict[str, dict[str, Any]]
 
 MODEL = {
@@ -46,7 +49,7 @@ def pretraining(data: Mapping[str, Any], steps: int, seed: int) -> Sections:
     }  # fmt: skip
 
 
-def finetuning(pretrained: Path, data: Mapping[str, Any], mode: str, epochs: int, seed: int) -> Sections:
+def finetuning(pretrained: Path, data: Mapping[str, Any], mode: Mode, epochs: int, seed: int) -> Sections:
     """Sections of the run file of a classifier of the digit; those of the modes differ in nothing but the mode."""
     return {
         "init": {"from_checkpoint": str(pretrained)},
@@ -55,7 +58,7 @@ def finetuning(pretrained: Path, data: Mapping[str, Any], mode: str, epochs: int
         "classifier": {"mode": mode, "head_lr_ratio": 1.0},
         "augment": {"mixup": 0.0, "freqm": 0, "timem": 0, "noise": False},
         "loss": {"kind": "ce", "label_smoothing": 0.1},
-        "evaluate": {"metric": "accuracy", "batch": 50},
+        "evaluate": {"metric": "accuracy", "batch": 50, "every_epochs": max(1, epochs // EVALUATIONS)},
         "optim": {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.05},
         "train": {"global_batch": 108, "epochs": epochs, "seed": seed, "precision": "fp32"},
         "checkpoint": {"every_steps": 100_000},
@@ -72,26 +75,36 @@ def changed(sections: Sections, overrides: Mapping[str, Any]) -> Sections:
     return sections
 
 
+def without_addresses(sections: Sections) -> Sections:
+    """What is worth keeping of a run file on another machine."""
+    data = {key: value for key, value in sections["data"].items() if key not in ("train", "validation")}
+    return {name: section for name, section in sections.items() if name != "init"} | {"data": data}
+
+
 def train(program: str, run_dir: Path, sections: Sections, ranks: int) -> dict[str, float]:
-    """Run launch/<program>.py to the end, or on from where it stopped; the seconds it took, noted beside the run.
+    """Run launch/<program>.py to the end, or on from where it stopped; the seconds it took in all, noted beside it.
 
     A run that has ended with the same sections is not started again.
     """
     batch, steps = (sections["train"].get(key, 0) for key in ("global_batch", "steps"))
     sections["train"]["micro_batch"] = batch // ranks
     sections["optim"]["warmup_clips"] = min(50, steps // 10) * batch
+    path, note = run_dir.with_suffix(".yaml"), run_dir.with_suffix(".json")
     asked = yaml.safe_dump({"run_dir": str(run_dir), **sections}, sort_keys=False)
-    path, done = run_dir.with_suffix(".yaml"), run_dir.with_suffix(".json")
-    if done.is_file() and path.read_text() == asked:
-        return json.loads(done.read_text())
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(asked)
-    launcher = ["deepspeed", "--log_level", "error", "--num_gpus", ranks] if ranks > 1 else [sys.executable]
-    wall_s, cpu_s = time.perf_counter(), cpu_seconds()
-    command([*launcher, CHECKOUT / "launch" / f"{program}.py", path])
-    spent: dict[str, float] = {"wall_s": round(time.perf_counter() - wall_s), "cpu_s": round(cpu_seconds() - cpu_s)}
-    done.write_text(json.dumps(spent))
-    return spent
+    spent: dict[str, Any] = json.loads(note.read_text()) if note.is_file() else {"wall_s": 0, "cpu_s": 0, "ended": ""}
+    if spent["ended"] != asked:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(asked)
+        launcher = ["deepspeed", "--log_level", "error", "--num_gpus", ranks] if ranks > 1 else [sys.executable]
+        wall_s, cpu_s = time.perf_counter(), cpu_seconds()
+        try:
+            command([*launcher, CHECKOUT / "launch" / f"{program}.py", path])
+            spent["ended"] = asked
+        finally:
+            spent["wall_s"] += round(time.perf_counter() - wall_s)
+            spent["cpu_s"] += round(cpu_seconds() - cpu_s)
+            note.write_text(json.dumps(spent))
+    return {key: spent[key] for key in ("wall_s", "cpu_s")}
 
 
 def command(words: Sequence[Any]) -> None:
