@@ -1,4 +1,4 @@
-"""Spoken and handwritten digits: what a small model learns from scratch: python -m benchmarks.digits, some 40 minutes.
+"""Spoken and handwritten digits: what a small model learns from scratch: python -m benchmarks.digits, half an hour.
 
 Makes the data set (real recordings and handwriting; who speaks is the ink's colour, which digit is the shape), imports
 it, pretrains, and follows on clips never seen: retrieval by speaker and by digit, both directions, checkpoint by
