@@ -18,8 +18,7 @@ from cavmae_ds.checkpoint.weights import assemble
 from cavmae_ds.config.sections.classify import Mode
 from cavmae_ds.data.clips import MIDDLE_FRAME
 from cavmae_ds.evaluate.curves import read_curves
-from cavmae_ds.evaluate.judging import EVERY_FRAME, classify, open_judged
-from cavmae_ds.evaluate.pretrained import evaluation_batches, load_pretrained, pooled_features
+from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, Judged, classify, open_judged, pooled_features
 from cavmae_ds.evaluate.retrieval import retrieval_scores
 from cavmae_ds.losses import unit_rows
 from cavmae_ds.model.cavmae import CAVMAE
@@ -43,15 +42,11 @@ class Clips:
         return {"audio": self.audio, "image": self.image, "both": torch.cat([self.audio, self.image], 1)}
 
 
-def look(pretrained: Any, shards: str) -> Clips:
+def look(judged: Judged) -> Clips:
     """Features of every clip of the shards."""
-    labels: list[list[int]] = []
-    pooled = []
-    for batch in evaluation_batches(pretrained, shards, batch_size=100):
-        pooled.append(pooled_features(pretrained, batch))
-        labels += [list(map(int, clip)) for clip in batch.labels]
-    audio, image = (torch.cat(side).cpu() for side in zip(*pooled, strict=True))
-    return Clips(audio, image, labels)
+    pooled = pooled_features(judged, MIDDLE_ALONE)
+    assert pooled  # this process is the first, and alone
+    return Clips(*pooled)
 
 
 def retrieval(clips: Clips) -> dict[str, dict[str, Any]]:
@@ -112,19 +107,20 @@ def point(step: int, clips: Clips) -> dict[str, Any]:
 
 def follow(run_dir: Path, digits: Digits) -> dict[str, Any]:
     """Points at the start and at every checkpoint, probes at the start and at the end, curves of the losses."""
-    pretrained = load_pretrained(run_dir)
-    torch.manual_seed(pretrained.cfg.train.seed)  # as the run did
-    at_first = replace(pretrained, model=CAVMAE(pretrained.cfg.model, pretrained.model.normalisation))
-    untrained = look(at_first, digits.train), look(at_first, digits.test)
+    train = open_judged(run_dir, digits.train)
+    test, model = replace(open_judged(run_dir, digits.test), loaded=train.loaded), train.loaded.model
+    torch.manual_seed(train.run["train"]["seed"])  # as the run did
+    model.load_state_dict(CAVMAE(train.loaded.config, model.normalisation).state_dict())
+    untrained = look(train), look(test)
     points = [point(0, untrained[1])]
     for folder in whole_checkpoints(run_dir):
         manifest = read_manifest(folder)
-        pretrained.model.load_state_dict(assemble(folder, manifest))
-        test = look(pretrained, digits.test)
-        points.append(point(manifest.step, test))
+        model.load_state_dict(assemble(folder, manifest))
+        held_out = look(test)
+        points.append(point(manifest.step, held_out))
     return {
         "retrieval": points,
-        "probes": {"untrained": probes(*untrained), "pretrained": probes(look(pretrained, digits.train), test)},
+        "probes": {"untrained": probes(*untrained), "pretrained": probes(look(train), held_out)},
         "curves": {tag: curve for tag, curve in read_curves(run_dir).items() if "loss/" in tag},
     }
 

@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights, whole_checkpoints
-from cavmae_ds.evaluate.pretrained import load_pretrained
+from cavmae_ds.exchange.load import load_model
 from tests.launcher import CHECKOUT, PRETRAIN, command, environment, fork_cavmae, fork_ranks
 
 pytestmark = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_finished_run_started_again_does_nothing(run_file, undisturbed):
 
 
 def test_evaluation_takes_the_weights_or_their_running_mean(undisturbed, tiny_shards):
-    weights, mean = load_pretrained(undisturbed), load_pretrained(undisturbed, ema=True)
+    weights, mean = load_model(undisturbed), load_model(undisturbed, ema=True)
     assert not torch.equal(weights.model.norm_a.weight, mean.model.norm_a.weight)
     assert torch.equal(mean.model.norm_a.weight, read_weights(undisturbed, ema=True)["norm_a.weight"])
 
