@@ -27,7 +27,7 @@ torch.distributed.all_reduce(numbers)
 names = "LOCAL_RANK WORLD_SIZE LOCAL_SIZE CROSS_RANK CROSS_SIZE MASTER_ADDR TMPDIR OMP_NUM_THREADS"
 told = {name: os.environ[name] for name in names.split()} | {
     "arguments": sys.argv[:-1], "folder": os.getcwd(), "temporary": tempfile.gettempdir(), "path": sys.path[0],
-    "main": __name__, "unbuffered": sys.stdout.write_through, "threads": torch.get_num_threads(),
+    "main": __name__, "threads": torch.get_num_threads(),
     "random": [torch.rand(()).item(), np.random.rand(), random.random()], "sum": numbers.tolist(),
 }
 Path(sys.argv[-1], str(rank)).write_text(json.dumps(told))

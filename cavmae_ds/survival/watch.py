@@ -59,7 +59,9 @@ class Watch:
         self._cfg, self._rank, self._size, self._stacks, self._end = cfg, rank, size, stacks, end
         me = psutil.Process()
         self._me = Beat(rank=rank, host=socket.gethostname(), pid=me.pid, started=me.create_time())
-        self._heard = {rank: _Heard(self._me.model_copy())}
+        watched = range(size) if rank == 0 else [0]  # from now on, also if they die before their first beat
+        unheard = {peer: Beat(rank=peer, host="unknown", pid=0, started=0) for peer in watched}
+        self._heard = {peer: _Heard(beat) for peer, beat in (unheard | {rank: self._me.model_copy()}).items()}
         self._verdict: Verdict | None = None
         self._to_tell: Verdict | None = None
         self._leaving = False
@@ -152,7 +154,7 @@ class Watch:
             waited_s += _SOON_S
 
     def _note(self, beat: Beat) -> None:
-        heard = self._heard.setdefault(beat.rank, _Heard(beat))
+        heard = self._heard[beat.rank]
         if beat.number != heard.beat.number:
             heard.silent_s = 0
         if beat.moves != heard.beat.moves:

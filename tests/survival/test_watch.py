@@ -73,6 +73,14 @@ def test_a_silent_rank_is_named_by_all_others_with_what_it_was_at(ranks, capfd):
     assert said == [f"rank 0: {sentence}", f"rank 1: {sentence}"]
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_rank_that_dies_before_its_first_sign_of_life_is_named_too(gone, ranks, capfd):
+    ranks.start(1 - gone, 2)
+    ranks.until(lambda: ranks.codes == {1 - gone: 69})
+    sentence = f"rank {gone} (host unknown, step 0, starting) gave no sign of life for 3 s"
+    assert capfd.readouterr().err.split("\n") == ["", f"rank {1 - gone}: {sentence}", ""]
+
+
 def test_the_others_notice_the_silence_of_the_first_rank(ranks, capfd):
     ranks.start(1, 2)
     Board(ranks.store(), 0, 2).tell(Beat(rank=0, host="far-away", pid=1, started=0, number=3, step=7))
