@@ -2,12 +2,15 @@
 
 import logging
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -44,6 +47,8 @@ def decode_in_order(
     """Each input with its clip or the reason there is none, in the order given, whatever the workers do."""
     # Spawned, not forked: the parent runs threads, and a worker needs none of the parent's memory.
     pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"))
+    with _deaf_to_interrupts():
+        _ = pool.active  # asking starts it
     depth, limit_s = TASKS_AHEAD_PER_WORKER * workers, settings.time_limit_s
 
     def begin(item: Input, function: Callable[..., Thing], *arguments: Any) -> Future[Thing]:
@@ -65,6 +70,20 @@ def decode_in_order(
     finally:
         pool.stop()
         pool.join()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started inside, and by threads that are, never hear Ctrl-C: who started them ends them.
+
+    A process that heard it while it imports would print a traceback.
+    """
+    resource_tracker.ensure_running()  # if it was started inside, it would end the deafness
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ahead(

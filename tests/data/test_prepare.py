@@ -10,10 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from streaming import StreamingDataset
 
@@ -306,26 +309,39 @@ def test_made_up_videos_become_train_and_eval_shards_that_share_class_numbers(tm
         assert all(f"videos/{names[number]}-" in clip_id for clip_id, [number] in labels.items())
 
 
-def test_an_interrupted_command_ends_at_once_and_leaves_no_process(tmp_path, six_videos):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    os.mkfifo(folder / "hangs.mp4")
-    command = [CAVMAE, "prepare", folder, "--out", tmp_path / "out"]
+@contextmanager
+def preparing_what_hangs(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The command, and a pipe that it takes for a video; what it says and how it ends is checked afterwards."""
+    video = tmp_path / "videos" / "hangs.mp4"
+    video.parent.mkdir()
+    os.mkfifo(video)
     process = subprocess.Popen(
-        command,
+        [CAVMAE, "prepare", video.parent, "--out", tmp_path / "out"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
-
-    with reader_kept_waiting(folder / "hangs.mp4"):
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=20)
-
+    yield process, video
     assert process.returncode == 130
-    assert "Traceback" not in errors
     wait_for(lambda: not group_is_alive(process.pid))
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    return process.communicate(timeout=20)[1]
+
+
+def test_an_interrupted_command_ends_at_once_and_leaves_no_process(tmp_path):
+    with preparing_what_hangs(tmp_path) as (process, video), reader_kept_waiting(video):
+        assert "Traceback" not in interrupt(process)
+
+
+def test_so_does_one_whose_decoding_processes_are_just_starting(tmp_path):
+    with preparing_what_hangs(tmp_path) as (process, _):
+        wait_for(lambda: any("spawn_main" in " ".join(one.cmdline()) for one in psutil.Process(process.pid).children()))
+        time.sleep(0.1)  # they import now
+        assert "Traceback" not in interrupt(process)
 
 
 def test_the_command_line_says_what_must_change_in_one_sentence(tmp_path):
