@@ -27,7 +27,7 @@ from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World, copy_from_first_rank, from_first_rank
 from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, Judged
-from cavmae_ds.evaluate.scores import classification
+from cavmae_ds.evaluate.scores import classification, scores_file
 from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.load import LoadedModel
 from cavmae_ds.exchange.weights import kind_of
@@ -39,11 +39,9 @@ log = logging.getLogger(__name__)
 
 AVERAGED_WEIGHTS = "averaged.safetensors"
 """In the run folder, when the run is over: the mean of the weights after some epochs (section average)."""
-FINAL_SCORES = {
-    AVERAGED: "averaged.classification.json", EMA: "ema.classification.json", MASTER: "classification.json",
-}  # fmt: skip
-"""In the run folder, when the run is over, by the weights that were scored: what `cavmae evaluate` writes, under the
-same name, and after which step."""
+FINAL_SCORES = "classification.json"
+"""What `cavmae evaluate` writes of the weights that are scored, under the name that it gives it (see scores_file), and
+after which step."""
 STATES = {AVERAGED: "the averaged weights", EMA: "the running mean of the weights", MASTER: "the last weights"}
 MISSING: dict[Mode, tuple[Mode, ...]] = {"multimodal": ("missingaudioonly", "missingvideoonly")}
 """By the mode that was trained: those that test it with less than it was trained with."""
@@ -71,7 +69,7 @@ class FinetuneEnd:
     def __call__(self, start: int, watch: Watch) -> None:
         """Write the averaged weights, if there are; score them, else the running mean, else the last weights.
 
-        The first rank writes a file of FINAL_SCORES and logs a table. A run that had done all its steps, and was
+        The first rank writes FINAL_SCORES and logs a table. A run that had done all its steps, and was
         scored, when this process began is left alone. Raises CheckpointError for outputs that are no numbers, DataError
         for damaged clips or if no clip has a label.
         """
@@ -81,13 +79,18 @@ class FinetuneEnd:
             write_averaged(cfg)
         if self.clips is None:
             log.info("the run has no validation clips to score what it learnt by: see data.validation")
-        elif not from_first_rank(start == step and is_scored(cfg.run_dir / FINAL_SCORES[state], step)):
+        elif not from_first_rank(start == step and is_scored(scores_file(*self._weights(state), FINAL_SCORES), step)):
             watch.at(step, "evaluating")
             self._score(state, self.clips, watch)
 
+    def _weights(self, state: str) -> tuple[Path, bool]:
+        """As load_model takes them: where they are, and whether it is their running mean."""
+        run_dir = self.cfg.run_dir
+        return run_dir / AVERAGED_WEIGHTS if state == AVERAGED else run_dir, state == EMA
+
     def _score(self, state: str, clips: ValidationClips, watch: Watch) -> None:
         """As `cavmae evaluate` scores these weights."""
-        cfg, file = self.cfg, self.cfg.run_dir / FINAL_SCORES[state]
+        cfg = self.cfg
         judged = _WatchedJudged(
             self._model(state), FrontEnd(cfg.model, self.world.device), clips.clips, self.numbers.class_names, (),
             cfg.model_dump(mode="json"), self.world, clips.places, batch=cfg.evaluate.batch, watch=watch,
@@ -97,10 +100,11 @@ class FinetuneEnd:
         values, tables, found = classification(judged, frames, ",".join(modes))
         if not found:  # not the first rank
             return
-        weights = cfg.run_dir / AVERAGED_WEIGHTS if cfg.average.on else cfg.run_dir
-        origin = {"weights": str(weights), "data": clips.addresses, "ema": state == EMA}
+        weights, ema = self._weights(state)
+        file = scores_file(weights, ema, FINAL_SCORES)
+        origin = {"weights": str(weights), "data": clips.addresses, "ema": ema, "step": self.numbers.total_steps}
         with written_whole(file) as unfinished:
-            unfinished.write_text(json.dumps(values | origin | {"step": self.numbers.total_steps}, indent=1))
+            unfinished.write_text(json.dumps(values | origin, indent=1))
         log.info("\nscores of %s, all of them in %s:\n%s", STATES[state], file, _as_text(tables))
 
     def _model(self, state: str) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from rich.table import Table
@@ -14,6 +15,16 @@ from cavmae_ds.evaluate.judging import Judged, ModeScores, Pooled, classify
 from cavmae_ds.evaluate.retrieval import retrieval_scores
 from cavmae_ds.evaluate.score_tables import class_table, mode_table, retrieval_table
 from cavmae_ds.evaluate.together import agreed
+
+
+def scores_file(weights: Path, ema: bool, name: str) -> Path:
+    """Where scores, or pictures of them, of some weights are written: in the run folder, or beside the file.
+
+    ema: they are those of the running mean of a run folder's weights, and do not overwrite those of the weights.
+    """
+    if weights.is_dir():
+        return weights / (f"ema.{name}" if ema else name)
+    return weights.with_suffix(f".{name}")
 
 
 def retrieval(judged: Judged, pooled: Pooled) -> tuple[dict[str, Any], Table]:

@@ -150,10 +150,10 @@ class _Told(NamedTuple):
     origin: dict[str, Any]
 
     def output(self, name: str) -> Path:
-        """In the run folder, or beside the file of weights."""
-        if self.path.is_dir():
-            return self.path / (f"ema.{name}" if self.ema else name)
-        return self.path.with_suffix(f".{name}")
+        """See scores_file."""
+        from cavmae_ds.evaluate.scores import scores_file
+
+        return scores_file(self.path, self.ema, name)
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """As JSON. Raises ConfigError if it cannot be written."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
-from cavmae_ds.checkpoint.layout import AVERAGED, EMA, MASTER
+from cavmae_ds.checkpoint.layout import AVERAGED, MASTER
 from cavmae_ds.checkpoint.weights import assemble
 from cavmae_ds.config import FinetuneConfig
 from cavmae_ds.config.load import load_run
@@ -27,7 +27,7 @@ from cavmae_ds.evaluate.judging import EVERY_FRAME, open_judged
 from cavmae_ds.evaluate.scores import classification
 from cavmae_ds.exchange.load import load_model
 from cavmae_ds.exchange.official import save_official
-from cavmae_ds.finetune_end import AVERAGED_WEIGHTS, FINAL_SCORES, is_scored, write_averaged
+from cavmae_ds.finetune_end import AVERAGED_WEIGHTS, is_scored, write_averaged
 from cavmae_ds.model.cavmae import CAVMAE
 from cavmae_ds.model.classifier import CAVMAEFT
 from cavmae_ds.validate_classifier import SCORES, note_epoch
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.slow
 
 FINETUNE = CHECKOUT / "launch" / "finetune.py"
 EPOCHS, STEPS = 4, 12  # 24 clips, 8 a step
+FINAL_SCORES = "averaged.classification.json"
 RUN = """\
 ds_config: ds_configs/zero2.json
 model: {{embed_dim: 32, num_heads: 4, modality_specific_depth: 1, image_size: 64, audio_frames: 112}}
@@ -74,8 +75,8 @@ def undisturbed(run_file) -> Path:
     return finetune(run_file, run_file.parent / "undisturbed")
 
 
-def scores(run_dir: Path, state: str = AVERAGED) -> dict[str, Any]:
-    return json.loads((run_dir / FINAL_SCORES[state]).read_text())
+def scores(run_dir: Path, name: str = FINAL_SCORES) -> dict[str, Any]:
+    return json.loads((run_dir / name).read_text())
 
 
 def weights_after(run_dir: Path, step: int, state: str = MASTER) -> dict[str, torch.Tensor]:
@@ -145,8 +146,8 @@ def test_at_its_end_a_run_is_scored_as_cavmae_evaluate_scores_its_averaged_weigh
 )
 def test_scores_of_this_end_and_those_of_cavmae_evaluate_are_left_alone(written, expected, tmp_path):
     if written:
-        (tmp_path / FINAL_SCORES[AVERAGED]).write_text(json.dumps(written))
-    assert is_scored(tmp_path / FINAL_SCORES[AVERAGED], STEPS) == expected
+        (tmp_path / FINAL_SCORES).write_text(json.dumps(written))
+    assert is_scored(tmp_path / FINAL_SCORES, STEPS) == expected
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undisturbed, run_file):
@@ -155,7 +156,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been_also_with_its_average(undis
     for folder in whole_checkpoints(killed)[7:]:  # in the middle of epoch 3, which is the second to be averaged
         shutil.rmtree(folder)
     (killed / AVERAGED_WEIGHTS).unlink()
-    (killed / FINAL_SCORES[AVERAGED]).write_text('{"data": "of what was learnt so far"}')
+    (killed / FINAL_SCORES).write_text('{"data": "of what was learnt so far"}')
 
     finetune(run_file, killed)
 
@@ -203,7 +204,7 @@ def test_epochs_that_are_validated_again_after_a_resume_are_noted_once(tmp_path)
 
 def test_cavmae_launch_knows_a_finetuning_run_by_its_sections(undisturbed, run_file):
     (undisturbed / AVERAGED_WEIGHTS).rename(undisturbed / "before.safetensors")
-    (undisturbed / FINAL_SCORES[AVERAGED]).rename(undisturbed / "before.json")
+    (undisturbed / FINAL_SCORES).rename(undisturbed / "before.json")
 
     finished = fork_cavmae("launch", run_file, f"run_dir={undisturbed}", "--ranks-per-host", 1)
 
@@ -248,7 +249,7 @@ def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_sc
     run = finetune(run_file, folder / "audio", *settings, "ds_config=ds_configs/zero3.json")
 
     mean = load_model(run, ema=True)
-    written, said = scores(run, EMA), (run / "said.txt").read_text()
+    written, said = scores(run, "ema.classification.json"), (run / "said.txt").read_text()
     assert mean.kind == "finetune-audio" and "scores of the running mean of the weights" in said
     assert "(pretrain); 4 names are missing (mlp_head.0.weight" in said
     assert list(written["modes"]) == ["audioonly"] and written["ema"] and not (run / AVERAGED_WEIGHTS).exists()
