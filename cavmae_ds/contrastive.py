@@ -1,8 +1,8 @@
 """Who is compared with whom: the contrastive loss among the clips of all ranks.
 
 W ranks compare G micro-batches of b clips each (one, or all of a step: contrastive.two_pass): N = W * G * b clips,
-D wide. Only sounds travel between ranks. For the other direction ranks tell each other two numbers a sound: the
-largest of its products with their images and a sum, of which its log-sum-exp is made.
+D wide. Only sounds travel between ranks. For the other direction ranks exchange three numbers a sound: the
+largest of its products with their images and a sum, of which its log-sum-exp is made, and the image of the largest.
 """
 
 from __future__ import annotations
@@ -84,10 +84,9 @@ class Negatives:
                 (own.stop - own.start, self._compare(audio[own], image[own], audio_all[part], image_all[part], first))
                 for own, part, first in self._pieces(per_micro_batch, size)
             ]
-        loss, accuracy = (
-            torch.stack([clips * contrast[term] for clips, contrast in found]).sum() / len(audio) for term in (0, 1)
-        )
-        return Contrast(loss, accuracy)
+        by_term = zip(*(contrast for _, contrast in found), strict=True)
+        weights = torch.tensor([clips / len(audio) for clips, _ in found], dtype=audio.dtype, device=audio.device)
+        return Contrast(*(torch.stack(values) @ weights for values in by_term))
 
     def _compare(self, audio: Tensor, image: Tensor, audio_all: Tensor, image_all: Tensor, first_row: int) -> Contrast:
         return contrastive_loss(
@@ -120,12 +119,14 @@ class _Ranks:
         self._world = world
         self._own = rows.detach().to(dtype)
 
-    def combine(self, column_sums: Tensor, temperature: float) -> Tensor:
-        """Log-sum-exps in two halves, over all ranks' queries: 2 numbers a candidate cross the wire, not D."""
+    def combine(self, column_sums: Tensor, column_best: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-sum-exps in two halves, over all ranks' queries: 3 numbers a candidate cross the wire, not D."""
         high, total = column_sums
         highest = max_over_ranks(high)
         total = sum_over_ranks(total * ((high - highest) / temperature).exp())
-        return torch.stack([highest, total])
+        # The first of equals has the lowest number: its negative is the largest.
+        best = -max_over_ranks(torch.where(high == highest, -column_best, -self.count))
+        return torch.stack([highest, total]), best
 
 
 class GatheredRanks(_Ranks):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cavmae_ds.config import ContrastiveConfig, LossConfig
 from cavmae_ds.config.sections.classify import ClassificationLossConfig
-from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both
+from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both, mean_of_directions
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.model.cavmae import PretrainOutput
 from cavmae_ds.model.decoder_chunks import Reconstruction
@@ -31,7 +31,18 @@ class PretrainLosses(NamedTuple):
     mae_image: Tensor
     contrastive: Tensor
     in_batch_accuracy: Tensor
-    """See Contrast.accuracy: comparable only between equal numbers of candidates."""
+    """Mean of the directions in the loss. Like the next two comparable only between equal numbers of candidates."""
+    v2a_accuracy: Tensor
+    """Share of images whose best audio among all candidates is their own."""
+    a2v_accuracy: Tensor
+    """Share of audios whose best image is their own; 0 unless contrastive.direction is both."""
+
+    def measured(self, cfg: ContrastiveConfig) -> dict[str, Tensor]:
+        """Field -> value, without the accuracy of a direction that is not in the loss."""
+        fields = self._asdict()
+        if cfg.direction != "both":
+            del fields["a2v_accuracy"]
+        return fields
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -58,7 +69,8 @@ def contrastive_loss(
     """InfoNCE of this rank's unit rows [B, D] against all candidates' [N, D], mean over the rank's clips.
 
     Clip i's partner is candidate first_row + i. direction v2a, the official one (spec/cav-mae.md 1.8): each
-    image finds its sound among all sounds; both: the mean of that and of each sound finding its image. As many
+    image finds its sound among all sounds; both: the mean of that and of each sound finding its image, in loss and
+    accuracy (same place). Images are the queries: forward_accuracy is v2a. As many
     candidates as clips are the clips themselves: both directions then share one pass, and gradients go to the clips.
     """
     if direction == "v2a":
@@ -70,7 +82,7 @@ def contrastive_loss(
         return contrastive_both(audio, image, temperature)
     to_audio = contrastive(image, audio_all, first_row, temperature)
     to_image = contrastive(audio, image_all, first_row, temperature)
-    return Contrast((to_audio.loss + to_image.loss) / 2, to_audio.accuracy)
+    return mean_of_directions(to_audio, to_image)
 
 
 def reconstruction_loss(output: PretrainOutput, cfg: LossConfig) -> Reconstruction:
@@ -91,7 +103,7 @@ def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: Loss
     if cfg.mae_weight:
         rebuilt = output.reconstruction or reconstruction_loss(output, cfg)
     if not cfg.contrastive_weight:
-        contrast = Contrast(zero, zero)
+        contrast = Contrast(zero, zero, zero, zero)
     assert contrast is not None
     total = cfg.mae_weight * rebuilt.total + cfg.contrastive_weight * contrast.loss
     return PretrainLosses(total, rebuilt.audio, rebuilt.image, *contrast)

@@ -48,7 +48,7 @@ class StepDone(NamedTuple):
 class _Trained(NamedTuple):
     """What a micro-batch leaves behind."""
 
-    losses: Tensor  # [5] float64
+    losses: Tensor  # [fields of PretrainLosses] float64
     output: PretrainOutput
     grad_norm: Tensor | float
     bad: list[BadClip]
@@ -111,7 +111,7 @@ class TrainingStep:
         loss = self._cfg.loss.contrastive_weight * self._accumulation * contrast.loss
         gradients = (side.chunk(self._accumulation) for side in torch.autograd.grad(loss, features))
         pulls = [partial(_pull, audio, image) for audio, image in zip(*gradients, strict=True)]
-        return Contrast(contrast.loss.detach(), contrast.accuracy), pulls
+        return contrast._replace(loss=contrast.loss.detach()), pulls
 
     def _forward(self, ready: Ready, mae: bool = True, on_pooled: Callable | None = None) -> PretrainOutput:
         weights = self._cfg.loss

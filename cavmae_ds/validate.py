@@ -41,7 +41,8 @@ class Validation:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
         points = {}
         if self._due(step, self._cfg.monitor.validate_every):
-            points = {f"validation/{field}": value.item() for field, value in self()._asdict().items()}
+            losses = self().measured(self._cfg.contrastive)
+            points = {f"validation/{field}": value.item() for field, value in losses.items()}
         if self._due(step, self._cfg.monitor.probe_every):
             scores = self.retrieval()
             points |= probe_curves(scores) if scores else {}

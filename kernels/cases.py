@@ -14,6 +14,7 @@ import torch
 
 from cavmae_ds.clip_random import Stream
 from cavmae_ds.kernels.contrastive import (
+    Contrast,
     contrastive,
     contrastive_both,
     contrastive_both_reference,
@@ -282,7 +283,7 @@ KERNELS = (
         contrastive_reference,
         _contrastive_inputs,
         _contrastive_cost,
-        outputs=("loss", "accuracy"),
+        outputs=Contrast._fields,
         differentiable=("queries", "candidates"),
     ),
     Kernel(
@@ -291,7 +292,7 @@ KERNELS = (
         contrastive_both_reference,
         _both_inputs,
         _both_cost,
-        outputs=("loss", "accuracy"),
+        outputs=Contrast._fields,
         differentiable=("audio", "image"),
         large=LARGE,
     ),

@@ -34,7 +34,17 @@ class Contrast(NamedTuple):
 
     loss: Tensor
     accuracy: Tensor
-    """Share of queries whose best candidate (the first of equals) is their partner; no gradient."""
+    """Of both directions the mean, of one direction that one; no gradient, like the next two."""
+    forward_accuracy: Tensor
+    """Share of queries whose best candidate (the first of equals) is their partner."""
+    reverse_accuracy: Tensor
+    """Share of candidates whose best query (the first of equals) is their partner; 0 if only queries were scored."""
+
+
+def mean_of_directions(forward: Contrast, reverse: Contrast) -> Contrast:
+    """Two one-directional results as one of both directions."""
+    loss, accuracy = (forward.loss + reverse.loss) / 2, (forward.accuracy + reverse.accuracy) / 2
+    return Contrast(loss, accuracy, forward.accuracy, reverse.accuracy)
 
 
 def contrastive_reference(queries: Tensor, candidates: Tensor, first_row: int, temperature: float) -> Contrast:
@@ -43,13 +53,14 @@ def contrastive_reference(queries: Tensor, candidates: Tensor, first_row: int, t
     logits = queries.to(wide) @ candidates.to(wide).T / temperature  # [b, N]
     partner = first_row + torch.arange(len(queries), device=queries.device)
     accuracy = (logits.detach().argmax(1) == partner).to(wide).mean()
-    return Contrast(F.cross_entropy(logits, partner), accuracy)
+    return Contrast(F.cross_entropy(logits, partner), accuracy, accuracy, torch.zeros_like(accuracy))
 
 
 def contrastive_both_reference(audio: Tensor, image: Tensor, temperature: float) -> Contrast:
     """The door's meaning with all logits at once; see contrastive_both."""
-    to_audio, accuracy = contrastive_reference(image, audio, 0, temperature)
-    return Contrast((to_audio + contrastive_reference(audio, image, 0, temperature).loss) / 2, accuracy)
+    return mean_of_directions(
+        contrastive_reference(image, audio, 0, temperature), contrastive_reference(audio, image, 0, temperature)
+    )
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -80,8 +91,9 @@ class Side(Protocol):
     def collected(self) -> Tensor:
         """After that: the whole gradient of the candidates that this process gave."""
 
-    def combine(self, column_sums: Tensor, temperature: float) -> Tensor:
-        """Largest product and sum [2, N] over this process's queries to those over all processes' queries."""
+    def combine(self, column_sums: Tensor, column_best: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """From this process's queries to those of all processes: each candidate's largest product and sum [2, N], and
+        the partner of its best query [N]."""
 
 
 class Here:
@@ -104,50 +116,56 @@ class Here:
         """What was added."""
         return self._gradient
 
-    def combine(self, column_sums: Tensor, temperature: float) -> Tensor:
-        """There is nobody else."""
-        return column_sums
+    def combine(self, column_sums: Tensor, column_best: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """There are no other processes."""
+        return column_sums, column_best
 
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, candidates: Tensor, side: Side, temperature: float, both: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         own = queries.to(side.dtype)
         wide = torch.promote_types(own.dtype, torch.float32)
         highs, totals, bests = [], [], []  # [b] of each block
         positive = torch.empty(len(own), dtype=wide, device=own.device)
         column_sums = torch.empty(2, side.count, dtype=wide, device=own.device) if both else None
+        column_best = torch.empty(side.count, dtype=torch.int64, device=own.device)
         for first, rows in side.blocks():
             fused = fusable(own, rows)
             statistics = fresh_statistics(own, rows, positive, both, fused)
             for tile in tiles(len(own), len(rows), side.first_row - first):
                 products = _product(own[tile.rows], rows[tile.columns].T)
                 fold(products, tile, statistics, temperature, fused)
-            best = first_of_equals(statistics.row_high, statistics.row_best + first)
-            high, total = merge(statistics.row_high, statistics.row_total, temperature)
+            high, total, best = statistics.rows
+            bests.append(first_of_equals(high, best + first))
+            high, total = merge(high, total, temperature)
             highs.append(high)
             totals.append(total)
-            bests.append(best)
-            if column_sums is not None and statistics.column_high is not None and statistics.column_total is not None:
-                columns = merge(statistics.column_high, statistics.column_total, temperature)
-                column_sums[:, first : first + len(rows)] = columns
+            if column_sums is not None and statistics.columns is not None:
+                high, total, best = statistics.columns
+                here = slice(first, first + len(rows))
+                column_sums[:, here] = merge(high, total, temperature)
+                column_best[here] = first_of_equals(high, best + side.first_row)
         row_sums = merge(torch.stack(highs), torch.stack(totals), temperature)  # [2, b]
         loss = ((row_sums[0] - positive) / temperature + row_sums[1].log()).mean()
-        if column_sums is not None:
-            column_sums = side.combine(column_sums, temperature)  # [2, N]
-            high, total = column_sums[:, side.first_row : side.first_row + len(own)]  # own candidates, own partners
-            loss = (loss + ((high - positive) / temperature + total.log()).mean()) / 2
         partner = side.first_row + torch.arange(len(own), device=own.device)
-        accuracy = (first_of_equals(torch.stack(highs), torch.stack(bests)) == partner).to(loss.dtype).mean()
+        forward = (first_of_equals(torch.stack(highs), torch.stack(bests)) == partner).to(loss.dtype).mean()
+        reverse = torch.zeros_like(forward)
+        if column_sums is not None:
+            column_sums, column_best = side.combine(column_sums, column_best, temperature)  # [2, N], [N]
+            mine = slice(side.first_row, side.first_row + len(own))  # own candidates, own partners
+            high, total = column_sums[:, mine]
+            loss = (loss + ((high - positive) / temperature + total.log()).mean()) / 2
+            reverse = (column_best[mine] == partner).to(loss.dtype).mean()
         ctx.save_for_backward(own, row_sums, column_sums)
         ctx.side, ctx.temperature, ctx.dtypes = side, temperature, (queries.dtype, candidates.dtype)
-        ctx.mark_non_differentiable(accuracy)
-        return loss, accuracy
+        ctx.mark_non_differentiable(forward, reverse)
+        return loss, forward, reverse
 
     @staticmethod
-    def backward(ctx: Any, arriving: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, arriving: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         own, row_sums, column_sums = ctx.saved_tensors
         directions = 1 if column_sums is None else 2
         factor = arriving / (directions * len(own) * ctx.temperature * GRADIENT_UNIT)
@@ -174,7 +192,8 @@ def contrastive_among(queries: Tensor, candidates: Tensor, side: Side, temperatu
     way each own candidate looks for its query among all processes' queries; the loss is the mean of the two.
     All processes must back-propagate the same factor: what arrives here is taken for what arrives there too.
     """
-    return Contrast(*_Contrastive.apply(queries, candidates, side, temperature, both))
+    loss, forward, reverse = _Contrastive.apply(queries, candidates, side, temperature, both)
+    return Contrast(loss, (forward + reverse) / 2 if both else forward, forward, reverse)
 
 
 def _needs_tiles(queries: Tensor, candidates: Tensor) -> bool:
@@ -201,7 +220,8 @@ def contrastive(queries: Tensor, candidates: Tensor, first_row: int, temperature
 def contrastive_both(audio: Tensor, image: Tensor, temperature: float) -> Contrast:
     """The mean of contrastive(image, audio) and contrastive(audio, image), both [N, D], from one pass over the logits.
 
-    The accuracy is that of images finding their sounds. Raises ValueError for a wrong dtype or shape.
+    Images are the queries: forward_accuracy is that of images finding their sounds. Raises ValueError for a wrong
+    dtype or shape.
     """
     _check(audio, image, ("audio", "image"), temperature)
     if audio.shape != image.shape:

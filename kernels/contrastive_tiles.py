@@ -49,31 +49,32 @@ def tiles(rows: int, columns: int, first_row: int) -> Iterator[Tile]:
             yield Tile(down, across, first_row + top - left)
 
 
+class Running(NamedTuple):
+    """Running statistics along one axis of the products, S slots for n rows or columns; float32 or wider."""
+
+    high: Tensor
+    """[S, n] largest product so far."""
+    total: Tensor
+    """[S, n] sum of exp((product - largest) / temperature)."""
+    best: Tensor
+    """[S, n] int64 place, along the other axis, of the (first) largest product."""
+
+    def part(self, along: slice) -> Running:
+        """That of some rows or columns."""
+        return Running(*(x[:, along] for x in self))
+
+
 class Statistics(NamedTuple):
-    """Running statistics of the products, float32 or wider; S slots each for rows and columns.
+    """Running statistics of the products of b queries (rows) with candidates (columns).
 
     A logit is product / temperature. Products are subtracted before they are divided: no logit is ever rounded.
     """
 
-    row_high: Tensor
-    """[S, b] largest product so far."""
-    row_total: Tensor
-    """[S, b] sum of exp((product - largest) / temperature)."""
-    row_best: Tensor
-    """[S, b] int64 candidate of the largest product."""
+    rows: Running
+    columns: Running | None
+    """When both directions are asked for."""
     positive: Tensor
     """[b] product with the partner."""
-    column_high: Tensor | None
-    """[S, N] likewise for columns, when both directions are asked for."""
-    column_total: Tensor | None
-
-    def of(self, tile: Tile) -> list[Tensor]:
-        """The parts that a tile touches; without columns, the rows' stand in for them."""
-        rows, columns = tile.rows, tile.columns
-        row_parts = [x[:, rows] for x in self[:3]]
-        if self.column_high is None or self.column_total is None:
-            return [*row_parts, self.positive[rows], *row_parts[:2]]
-        return [*row_parts, self.positive[rows], self.column_high[:, columns], self.column_total[:, columns]]
 
 
 def fresh_statistics(queries: Tensor, candidates: Tensor, positive: Tensor, both: bool, fused: bool) -> Statistics:
@@ -82,37 +83,32 @@ def fresh_statistics(queries: Tensor, candidates: Tensor, positive: Tensor, both
     positive [b] is filled in where a query's partner is among the candidates.
     """
     rows, columns = len(queries), len(candidates)
-    wide = torch.promote_types(queries.dtype, torch.float32)
     row_slots = triton.cdiv(min(columns, TILE_COLUMNS), BLOCK_COLUMNS) if fused else 1
     column_slots = triton.cdiv(min(rows, TILE_ROWS), BLOCK_ROWS) if fused else 1
 
-    def full(slots: int, count: int, value: float) -> Tensor:
-        return torch.full((slots, count), value, dtype=wide, device=queries.device)
+    def running(slots: int, count: int) -> Running:
+        total = torch.zeros(slots, count, dtype=positive.dtype, device=queries.device)
+        return Running(torch.full_like(total, -torch.inf), total, torch.zeros_like(total, dtype=torch.int64))
 
-    return Statistics(
-        full(row_slots, rows, -torch.inf),
-        full(row_slots, rows, 0.0),
-        torch.zeros(row_slots, rows, dtype=torch.int64, device=queries.device),
-        positive,
-        full(column_slots, columns, -torch.inf) if both else None,
-        full(column_slots, columns, 0.0) if both else None,
-    )
+    return Statistics(running(row_slots, rows), running(column_slots, columns) if both else None, positive)
 
 
-@triton.jit(do_not_specialize=["diagonal", "first_column"])
+@triton.jit(do_not_specialize=["diagonal", "first_row", "first_column"])
 def _statistics_kernel(
     products,  # [rows, columns] float32 of this tile
     row_high,  # [S, b], this tile's part, like all that follow
     row_total,
     row_best,
-    positive,  # [b]
     column_high,  # [S, N]
     column_total,
+    column_best,
+    positive,  # [b]
     rows,
     columns,
     row_stride,  # of the slots: b
     column_stride,  # of the slots: N
     diagonal,
+    first_row,
     first_column,
     inverse_temperature,
     BOTH: tl.constexpr,
@@ -148,9 +144,12 @@ def _statistics_kernel(
         masked = tl.where(row_alive[:, None], x, -float("inf"))
         at = column_slot.to(tl.int64) * column_stride + column
         before = tl.load(column_high + at, column_alive, 0.0)
-        high = tl.maximum(before, tl.max(masked, 0))
+        block_high, place = tl.max(masked, 0, return_indices=True)  # the first of equals
+        high = tl.maximum(before, block_high)
         total = tl.load(column_total + at, column_alive, 0.0) * tl.exp((before - high) * inverse_temperature)
         total += tl.sum(tl.exp((masked - high[None, :]) * inverse_temperature), 0)
+        best = first_row + column_slot * BLOCK_ROWS + place
+        tl.store(column_best + at, best, column_alive & (block_high > before))
         tl.store(column_high + at, high, column_alive)
         tl.store(column_total + at, total, column_alive)
 
@@ -191,30 +190,34 @@ def _gradient_kernel(
 
 def fold(products: Tensor, tile: Tile, statistics: Statistics, temperature: float, fused: bool) -> None:
     """Let a tile's products [rows, columns] into the statistics."""
-    (rows, columns), both = products.shape, statistics.column_high is not None
-    parts = statistics.of(tile)
+    rows, columns = products.shape
+    of_rows, positive = statistics.rows.part(tile.rows), statistics.positive[tile.rows]
+    of_columns = None if statistics.columns is None else statistics.columns.part(tile.columns)
     if fused:
-        strides = parts[0].stride(0), parts[4].stride(0)
+        others = of_columns or of_rows  # not touched unless BOTH
+        strides = of_rows.high.stride(0), others.high.stride(0)
         launch(
             _statistics_kernel,
             (triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS)),
-            *(products, *parts, rows, columns, *strides, tile.diagonal, tile.columns.start, 1 / temperature),
+            *(products, *of_rows, *others, positive, rows, columns, *strides, tile.diagonal),
+            *(tile.rows.start, tile.columns.start, 1 / temperature),
             num_warps=8,
-            BOTH=both,
+            BOTH=of_columns is not None,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_COLUMNS=BLOCK_COLUMNS,
         )
         return
-    row_high, row_total, row_best, positive, column_high, column_total = parts
-    high, place = products.max(1)  # the first of equals
-    row_best[0] = torch.where(high > row_high[0], tile.columns.start + place, row_best[0])
     partner = torch.arange(rows, device=products.device) + tile.diagonal
     here = (partner >= 0) & (partner < columns)
     found = products.gather(1, partner.clamp(0, columns - 1).unsqueeze(1)).squeeze(1)
     positive.copy_(torch.where(here, found, positive))
-    sides = [(1, row_high[0], row_total[0]), (0, column_high[0], column_total[0])]
-    for along, before, total in sides if both else sides[:1]:
-        new = torch.maximum(before, products.amax(along))
+    for along, running, start in ((1, of_rows, tile.columns.start), (0, of_columns, tile.rows.start)):
+        if running is None:
+            continue
+        before, total, best = (x[0] for x in running)
+        high, place = products.max(along)  # the first of equals
+        best.copy_(torch.where(high > before, start + place, best))
+        new = torch.maximum(before, high)
         total.mul_((before - new).div_(temperature).exp_())
         total.add_((products - new.unsqueeze(along)).div_(temperature).exp_().sum(along))
         before.copy_(new)

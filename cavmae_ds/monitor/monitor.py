@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cavmae_ds.checkpoint.disk import Outcome
@@ -35,6 +36,8 @@ TAGS = {
     "mae_image": "loss/mae_image",
     "contrastive": "loss/contrastive",
     "in_batch_accuracy": "retrieval/in_batch_accuracy",
+    "v2a_accuracy": "retrieval/v2a_accuracy",
+    "a2v_accuracy": "retrieval/a2v_accuracy",
     "accuracy": "train/accuracy",
 }
 """The curve that each field of the losses is drawn as."""
@@ -66,8 +69,8 @@ class Monitor:
     ):
         """step: optimizer steps already done; saves: tells of checkpoints that ended since it was last asked."""
         self._cfg, self._numbers, self._world = cfg, numbers, world
-        self._fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
-        self._terms = torch.zeros(len(self._fields), device=world.device, dtype=torch.float64)
+        fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
+        self._terms = torch.zeros(len(fields), device=world.device, dtype=torch.float64)
         self._taken = 0
         self._bad = BadClips(cfg.data.max_bad_share)
         self._work = OwnWork(engine, world.device)
@@ -153,8 +156,8 @@ class Monitor:
 
     def _write_point(self, step: int, grad_norm: float) -> None:
         steps = step - self._last_point
-        means = mean_over_ranks(self._terms / self._taken)  # no numbers if all steps were skipped
-        losses = dict(zip(self._fields, means.tolist(), strict=True))
+        means = mean_over_ranks(self._terms / self._taken).cpu()  # no numbers if all steps were skipped
+        losses = self._losses(means)
         memory = memory_gib(self._world.device)
         bad, lines = self._bad.take()
         mine = [*self._work.take(), *memory.values(), *bad]
@@ -200,6 +203,14 @@ class Monitor:
         if any_bad:
             for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
                 self.event(step, "bad clip", line=line)
+
+    def _losses(self, means: Tensor) -> dict[str, float]:
+        """Field of the losses -> mean."""
+        if isinstance(self._cfg, RunConfig):
+            measured = PretrainLosses(*means).measured(self._cfg.contrastive)
+        else:
+            measured = ClassificationLosses(*means)._asdict()
+        return {field: value.item() for field, value in measured.items()}
 
     @staticmethod
     def _accuracy(losses: dict[str, float]) -> str:

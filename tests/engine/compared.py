@@ -29,7 +29,7 @@ MICRO_BATCHES = (1, 2, 3)
 
 def features(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Pooled features of sounds and images [24, 16] that resemble one another."""
-    draw = torch.Generator().manual_seed(3)
+    draw = torch.Generator().manual_seed(5)  # of which v2a and a2v accuracy differ
     audio, other = (torch.randn(CLIPS, WIDTH, generator=draw, dtype=dtype) for _ in range(2))
     return audio, audio + other
 

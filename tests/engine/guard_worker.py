@@ -35,7 +35,7 @@ from tests.engine.whole_batch import CLIPS, Cell, clips
 STEPS, WRONG_STEP = 4, 1
 WRONG_CLIP = 5 * 1000 + WRONG_STEP
 """In the first micro-batch of the second of two ranks."""
-NO_LOSSES = PretrainLosses(*torch.zeros(5))
+NO_LOSSES = PretrainLosses(*torch.zeros(len(PretrainLosses._fields)))
 Take = Callable[[int], StepDone]
 
 CELLS = [

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cavmae_ds.config import ContrastiveConfig
-from cavmae_ds.kernels.contrastive import contrastive_both_reference, contrastive_reference
+from cavmae_ds.kernels.contrastive import contrastive_reference
 from cavmae_ds.losses import unit_rows
 from tests.engine import compared
 from tests.engine.matrix import SWITCHES, every_cell, few_cells, special_cells
@@ -42,7 +43,7 @@ def trained(request, tmp_path_factory):
 def assert_same(cell: Cell, result: dict) -> None:
     """Losses of every step to 1e-5, final parameters to 1e-5 of a step: what a whole batch in one process gives."""
     true_losses, true_parameters = train_on_one_process(cell.mathematics)
-    truth = torch.stack([torch.stack(losses).detach().double() for losses in true_losses])  # [STEPS, 5]
+    truth = torch.stack([torch.stack(losses).detach().double() for losses in true_losses])  # [STEPS, 7]
     torch.testing.assert_close(result["losses"], truth, rtol=1e-5, atol=1e-7, msg=lambda m: f"{cell.name}: {m}")
     assert result["parameters"].keys() == true_parameters.keys()
     for name, parameter in result["parameters"].items():
@@ -136,10 +137,18 @@ def test_the_contrastive_loss_and_its_gradients_are_those_of_all_clips_in_one_pl
     audio, image = (side.requires_grad_() for side in compared.features())
     found = []
     for a, v in zip(unit_rows(audio).split(size), unit_rows(image).split(size), strict=True):
-        both = contrastive_both_reference(a, v, cfg.temperature)
-        found.append(both if cfg.direction == "both" else contrastive_reference(v, a, 0, cfg.temperature))
-    loss, accuracy = (torch.stack(term).mean() for term in zip(*found, strict=True))
-    truth = [loss.detach(), accuracy, *torch.autograd.grad(loss, (audio, image))]
+        logits = v @ a.T / cfg.temperature  # [images, audios]
+        own = torch.arange(len(a))
+        to_audio, to_image = F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)
+        v2a, a2v = ((side.argmax(1) == own).double().mean() for side in (logits, logits.T))
+        if cfg.direction == "both":
+            found.append(((to_audio + to_image) / 2, (v2a + a2v) / 2, v2a, a2v))
+        else:
+            found.append((to_audio, v2a, v2a, torch.zeros_like(v2a)))
+    loss, *accuracies = (torch.stack(term).mean() for term in zip(*found, strict=True))
+    if cfg.direction == "both" and cfg.chunks is None:
+        assert accuracies[1] != accuracies[2]  # or the directions could be mixed up unnoticed
+    truth = [loss.detach(), *accuracies, *torch.autograd.grad(loss, (audio, image))]
     for micro_batches in compared.MICRO_BATCHES:
         got = results["compared"][compared.name(cfg, micro_batches)]
         for ours, exact in zip(got, truth, strict=True):
@@ -151,7 +160,7 @@ def test_in_bf16_what_is_sent_is_rounded_and_nothing_else(trained):
     cells, results = trained
     loss, *gradients = results["compared"]["bf16"]
     audio, image = (side.requires_grad_() for side in compared.features(torch.float32))
-    exact, _ = contrastive_reference(unit_rows(image), unit_rows(audio), 0, 0.05)
+    exact = contrastive_reference(unit_rows(image), unit_rows(audio), 0, 0.05).loss
     rounded = [unit_rows(side).bfloat16().float() for side in (image, audio)]
     sent = exact if cells[0].ranks == 1 else contrastive_reference(*rounded, 0, 0.05).loss
     torch.testing.assert_close(loss, sent.detach(), rtol=1e-6, atol=0)

@@ -22,7 +22,7 @@ from tests.engine.whole_batch import CLIPS, STEPS, Cell, clips
 
 
 def train(world: World, cell: Cell) -> dict[str, Any]:
-    """Losses [STEPS, 5] and gradient norms [STEPS], means over ranks, and the final parameters on the first rank."""
+    """Losses [STEPS, 7] and gradient norms [STEPS], means over ranks, and the final parameters on the first rank."""
     cfg = cell.config()
     engine = build_engine(cfg, cell.numbers(), build_model(cfg, cell.numbers(), world), world)
     front_end = FrontEnd(cfg.model, world.device)

@@ -27,7 +27,7 @@ torch.manual_seed(0)
 queries, candidates = (torch.nn.functional.normalize(torch.randn(n, 32), dim=1) for n in (2100, 200_000))
 queries.requires_grad_(), candidates.requires_grad_()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-loss, accuracy = contrastive(queries, candidates, 150_000, 0.05)
+loss, *_ = contrastive(queries, candidates, 150_000, 0.05)
 loss.backward()
 growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024  # given in KiB
 rows = slice(0, 50)
@@ -56,7 +56,7 @@ def test_at_4096_clips_the_tiles_give_the_dense_loss_accuracy_and_gradients(dtyp
     dense = contrastive_reference(image, audio, 0, 0.05), contrastive_both_reference(audio, image, 0.05)
     for ours, theirs in zip(tiled, dense, strict=True):
         assert ours.loss.item() == pytest.approx(theirs.loss.item(), abs=1e-6)
-        assert ours.accuracy == theirs.accuracy
+        assert ours[1:] == theirs[1:]
         got, expected = (torch.autograd.grad(x.loss, (audio, image)) for x in (ours, theirs))
         for ours_side, their_side in zip(got, expected, strict=True):
             scale = their_side.abs().max().item()
