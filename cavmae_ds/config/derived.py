@@ -137,9 +137,12 @@ def _common(cfg: CommonConfig, ranks: int, clips: int | None) -> dict[str, Any]:
     if cfg.train.global_batch % per_step:
         below = cfg.train.global_batch - cfg.train.global_batch % per_step
         near = f"{below} or {below + per_step}" if below else f"{per_step}"
+        per_rank, rest = divmod(cfg.train.global_batch, ranks)
+        smaller = max((n for n in range(1, cfg.train.micro_batch) if per_rank % n == 0), default=0)
         raise ConfigError(
             f"train.global_batch must be a multiple of train.micro_batch x ranks = {cfg.train.micro_batch} x {ranks} = "
             f"{per_step}, got {cfg.train.global_batch}; {near} would fit"
+            + (f", or train.micro_batch: {smaller}" if smaller and not rest else "")
         )
     accumulation = cfg.train.global_batch // per_step
     fragment = read_fragment(cfg)

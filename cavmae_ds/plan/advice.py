@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from cavmae_ds.config import RunConfig
 from cavmae_ds.config.engine_fragment import find_fragment
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.plan.modes import Modes
@@ -45,19 +46,43 @@ def recommend(planner: Planner) -> Prediction | None:
     return next((p for p in predictions if p.clips_per_second >= fastest * (1 - ALIKE)), None)
 
 
-def refuse_what_cannot_fit(planner: Planner, recommended: Prediction | None) -> None:
-    """Raises ConfigError, with what would fit, when the run's own switches hold not even one clip."""
+def with_possible_micro_batch(cfg: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
+    """The run with the largest micro-batch, up to its own, that divides the clips of a GPU; what was changed, and why.
+
+    Only if none up to its own does, a larger one. As it is when its own does, or when no micro-batch can: derive
+    refuses that.
+    """
+    own, (per_gpu, rest) = cfg.train.micro_batch, divmod(cfg.train.global_batch, gpus)
+    possible = [n for n in range(1, per_gpu + 1) if per_gpu % n == 0 and _chunks_are_whole(cfg, per_gpu // n)]
+    if rest or not possible or own in possible:
+        return cfg, []
+    size = max((n for n in possible if n < own), default=possible[0])
+    why = f"train.micro_batch: {own} does not go into the {per_gpu} clips of a step that each of {gpus} GPUs takes"
+    if per_gpu % own == 0:
+        why = f"contrastive.negatives chunk={cfg.contrastive.chunks} needs whole chunks in a micro-batch"
+    train = cfg.train.model_copy(update={"micro_batch": size})
+    note = f"{why}: planned with {size}; write train.micro_batch: {size} into the run file"
+    return cfg.model_copy(update={"train": train}), [note]
+
+
+def check_fit(planner: Planner, recommended: Prediction | None) -> list[str]:
+    """What to know when the run's own switches hold not even one clip. Raises ConfigError when no switches do."""
     own, machine = planner.configured(), planner.machine
     if planner.largest_micro_batch(own.ds_config, own.modes):
-        return
+        return []
     needed = planner.memory(replace(own, micro_batch=1)).total / 2**30
-    refusal = (
-        f"the run does not fit on {machine.gpus} x {machine.gpu.name} even at train.micro_batch=1: it needs "
+    over = (
+        f"the run does not fit on {machine.gpus} x {machine.gpu.name} even at train.micro_batch: 1, it needs "
         f"{needed:.1f} GiB of the {machine.usable_bytes / 2**30:.1f} GiB usable on each"
     )
-    if recommended:
-        raise ConfigError(f"{refusal}; it fits with {' '.join(recommended.choice.overrides())}")
-    raise ConfigError(f"{refusal}, and no switch changes that; take GPUs with more memory or a smaller model")
+    if recommended is None:
+        raise ConfigError(f"{over}, and no switch changes that; take GPUs with more memory or a smaller model")
+    return [f"{over}; it fits with {' '.join(recommended.choice.overrides())}"]
+
+
+def _chunks_are_whole(cfg: RunConfig, accumulation: int) -> bool:
+    """Whether no chunk of contrastive.negatives reaches over several of a step's micro-batches."""
+    return not cfg.contrastive.chunks or cfg.contrastive.two_pass or cfg.contrastive.chunks % accumulation == 0
 
 
 def _ladder(planner: Planner) -> Iterator[Modes]:

@@ -34,7 +34,8 @@ def plan(
     """Predict what a run needs and how fast it goes, and recommend switches. Needs no GPU.
 
     Bytes of weights, gradients, optimizer and activations on one GPU, what GPUs send each other, the largest
-    micro-batch, clips/s and days. docs/scaling.md has the formulas and what they were compared with.
+    micro-batch, clips/s and days. A micro-batch that these GPUs cannot take is replaced by one that they can, and
+    said so. docs/scaling.md has the formulas and what they were compared with.
 
     \b
     Example:
@@ -45,7 +46,7 @@ def plan(
     from cavmae_ds.config.derived import derive
     from cavmae_ds.config.load import load_config
     from cavmae_ds.errors import ConfigError
-    from cavmae_ds.plan.advice import recommend, refuse_what_cannot_fit
+    from cavmae_ds.plan.advice import check_fit, recommend, with_possible_micro_batch
     from cavmae_ds.plan.hardware import choose_gpu
     from cavmae_ds.plan.predict import Machine, Planner
     from cavmae_ds.plan.report import document
@@ -55,11 +56,12 @@ def plan(
     machine = Machine(choose_gpu(gpu, memory_gib, tflops, bandwidth_tbs, link_gbs), gpus, gpus_per_node, mfu)
     if not (clips or cfg.data.train or cfg.data.sources):
         raise ConfigError("how many clips the data set has is unknown: give --clips N, or data.train or data.sources")
+    cfg, notes = with_possible_micro_batch(cfg, gpus)
     steps = derive(cfg, gpus, clips or None).total_steps
     planner = Planner(cfg, machine)
     recommended = recommend(planner)
-    refuse_what_cannot_fit(planner, recommended)
-    found = document(planner, recommended, steps)
+    notes += check_fit(planner, recommended)
+    found = document(planner, recommended, steps, notes)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

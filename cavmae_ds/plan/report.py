@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,14 +17,18 @@ SCALES = (8, 16, 32, 64, 128, 256, 512)
 SECONDS_A_DAY = 86_400
 
 
-def document(planner: Planner, recommended: Prediction | None, steps: int) -> dict[str, Any]:
-    """Everything that is predicted of a run of so many optimizer steps; sizes in bytes, times in seconds."""
+def document(planner: Planner, recommended: Prediction | None, steps: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that is predicted of a run of `steps` optimizer steps; sizes in bytes, times in seconds.
+
+    notes: what must be changed in the run file, a sentence each.
+    """
     cfg, machine = planner.cfg, planner.machine
     configured = planner.predict(planner.configured())
     best = recommended or configured
     return {
         "version": VERSION,
         "prediction": True,
+        "notes": list(notes),
         "gpu": asdict(machine.gpu),
         "gpus": machine.gpus,
         "gpus_per_node": machine.per_node,

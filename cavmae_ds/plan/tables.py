@@ -24,6 +24,7 @@ def tables(plan: dict[str, Any]) -> Iterator[RenderableType]:
         f"{plan['flops_per_clip'] / 1e9:.1f} GFLOP a clip; {plan['global_batch']:,} clips a step, "
         f"{plan['steps']:,} steps, {plan['precision']}"
     )
+    yield from (f"Note: {note}." for note in plan["notes"])
     yield _memory(rows, f"Memory of one GPU of {gpus}, GiB, predicted ({plan['usable_bytes'] / GIB:.1f} usable)")
     yield _speed(rows, f"Speed of {gpus}, predicted")
     yield _scaling(plan["weak_scaling"])

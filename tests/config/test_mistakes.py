@@ -39,7 +39,7 @@ MISTAKES = {
     "audio length not a multiple of the patch": (["model.audio_frames=1000"], ["audio_frames", "16", "992 or 1008"]),
     "image not a multiple of the patch": (["model.image_size=100"], ["image_size", "16", "96 or 112"]),
     "heads that do not divide the width": (["model.num_heads=5"], ["embed_dim", "num_heads = 5", "30 or 35"]),
-    "batch not divisible": (["train.global_batch=10"], ["train.global_batch", "4 x 1 = 4", "got 10", "8 or 12"]),
+    "batch not divisible": (["train.global_batch=10"], ["4 x 1 = 4", "got 10", "8 or 12", "micro_batch: 2"]),
     "unknown negatives": (["contrastive.negatives=local"], ["negatives", "global, rank or chunk=n", "'local'"]),
     "parts that are not equal": (["contrastive.negatives=chunk=3"], ["train.global_batch", "negatives = 3", "6 or 9"]),
     "parts over several micro-batches": (["contrastive.negatives=chunk=1"], ["chunk=1", "2 micro-batches", "two_pass"]),

@@ -42,7 +42,7 @@ def test_the_document_keeps_its_keys(monkeypatch, capsys):
     plan = json.loads(run(monkeypatch, capsys, BASE, "--clips", "100000", "--gpus", "4", "--json"))
     assert plan["version"] == 1 and plan["prediction"] is True
     assert set(plan) == {
-        "version", "prediction", "gpu", "gpus", "gpus_per_node", "mfu", "usable_bytes", "parameters",
+        "version", "prediction", "notes", "gpu", "gpus", "gpus_per_node", "mfu", "usable_bytes", "parameters",
         "trainable_parameters", "flops_per_clip", "global_batch", "precision", "steps", "configured", "alternatives",
         "recommended", "weak_scaling", "assumptions",
     }  # fmt: skip
@@ -86,15 +86,41 @@ def test_the_average_of_the_weights_and_lions_single_moment_are_counted(monkeypa
     assert lion["configured"]["bytes"]["states_optimizer"] == 2 * fp32
 
 
+@pytest.mark.parametrize(
+    ("gpus", "more", "micro_batch"),
+    [
+        (64, [], 4),  # 256 clips of 64 GPUs: 4 each
+        (3, ["train.global_batch=288"], 32),  # the run file's own
+        (2, ["train.global_batch=40"], 20),  # of 20 clips each
+        (2, ["train.micro_batch=4", "contrastive.negatives=chunk=2", "train.global_batch=64"], 16),  # chunks of 32
+    ],
+)
+def test_a_micro_batch_that_the_gpus_cannot_take_is_replaced_by_the_largest_below_that_they_can(
+    gpus, more, micro_batch, monkeypatch, capsys
+):
+    asked = BASE, *more, "--gpus", str(gpus), "--clips", "1772023"
+    plan = json.loads(run(monkeypatch, capsys, *asked, "--json"))
+    own = next((int(word.split("=")[1]) for word in more if word.startswith("train.micro_batch")), 32)
+    assert plan["configured"]["micro_batch"] == micro_batch
+    assert len(plan["notes"]) == (micro_batch != own)
+    said = run(monkeypatch, capsys, *asked)
+    assert ("write train.micro_batch: " in said) == (micro_batch != own)
+
+
+def test_a_run_that_only_fits_with_other_switches_is_planned_with_them(monkeypatch, capsys):
+    asked = BASE, "model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "9", "--clips", "1772023"
+    plan = json.loads(run(monkeypatch, capsys, *asked, "--json"))
+    assert plan["recommended"]["fits"] and not plan["configured"]["fits"]
+    (note,) = plan["notes"]
+    assert "does not fit on 8 x l40s even at train.micro_batch: 1" in note
+    assert f"it fits with {' '.join(plan['recommended']['overrides'])}" in note
+
+
 REFUSALS = {
     "unknown GPU": (["--gpu", "b200"], ["--gpu", "'b200'", "h200, h100, a100-80, l40s, custom"]),
     "custom GPU half described": (["--gpu", "custom", "--tflops", "100"], ["--memory-gib", "--link-gbs"]),
     "batch not divisible": (["--gpus", "7"], ["train.global_batch", "32 x 7 = 224", "224 or 448 would fit"]),
     "data set of unknown size": (["--clips", "0"], ["--clips", "data.train"]),
-    "too little memory, other switches help": (
-        ["model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "9"],
-        ["train.micro_batch=1", "fits with ds_config=", "model.decoder_chunk="],
-    ),
     "too little memory, nothing helps": (
         ["model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "1"],
         ["no switch changes that", "take GPUs with more memory"],
