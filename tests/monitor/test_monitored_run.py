@@ -38,6 +38,7 @@ def everything(tiny_shards, tmp_path_factory) -> Path:
     finished = fork_ranks(
         2, PRETRAIN, run_file(folder, tiny_shards, workers=1), f"data.validation={folder / 'held'}",
         "monitor.pictures_every=2", "monitor.validate_every=2", "monitor.validate_batch=2", "monitor.probe_every=3",
+        "contrastive.direction=both",
         scratch=folder,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout
@@ -75,6 +76,14 @@ def test_event_files_hold_every_curve_without_gaps_a_picture_that_decodes_and_th
     assert socket.gethostname() in texts["run/environment/text_summary"]
     assert "pretrain.py" in texts["run/environment/text_summary"]
     assert events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
+
+
+def test_the_in_batch_accuracy_is_the_mean_of_both_directions(everything):
+    curves = read_curves(everything)
+    for tag, steps in (("retrieval/{}", [1, 2, 3]), ("validation/{}", [2, 3])):
+        mean, v2a, a2v = (curves[tag.format(name)] for name in ("in_batch_accuracy", "v2a_accuracy", "a2v_accuracy"))
+        assert sorted(a2v) == steps
+        assert mean == {step: pytest.approx((v2a[step] + a2v[step]) / 2, rel=1e-6) for step in steps}
 
 
 def test_the_log_says_what_tensorboard_says(everything):
