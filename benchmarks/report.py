@@ -41,16 +41,23 @@ class Report:
     card: str
     versions: dict[str, str]
     commit: str
+    time: datetime
     rows: list[Row] = field(default_factory=list)
 
-    def save(self, folder: Path, now: datetime) -> Path:
-        """Write benchmarks/results/<card>-<date>.json; a later run of the day replaces an earlier one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{slug(self.card)}-{now:%Y-%m-%d}.json"
-        document = {"time": now.astimezone(timezone.utc).isoformat(timespec="seconds"), **asdict(self)}
+    def path_in(self, folder: Path) -> Path:
+        """folder/<card>-<date>.json, with a number for a later run of the day."""
+        name = f"{slug(self.card)}-{self.time:%Y-%m-%d}"
+        names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+        return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
+
+    def save(self, path: Path) -> None:
+        """Write the rows so far; at no moment is there less than what was saved before."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = asdict(self) | {"time": self.time.astimezone(timezone.utc).isoformat(timespec="seconds")}
         document["rows"] = [{k: v for k, v in asdict(row).items() if v not in (None, "")} for row in self.rows]
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        return path
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+        partial.replace(path)
 
 
 def slug(text: str) -> str:

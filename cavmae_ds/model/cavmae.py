@@ -99,18 +99,20 @@ class CAVMAE(Encoder):
         sound, sight = self._sound(audio), self._sight(images)
         a = self._tower("a", sound, plans.audio.keep)  # [B, Ka, D]
         v = self._tower("v", sight, plans.image.keep)  # [B, Kv, D]
-        output = PretrainOutput(None, None, None, None, sound, sight, plans)
+        pooled: tuple[Tensor | None, Tensor | None] = (None, None)
+        predictions: tuple[Tensor | None, Tensor | None] = (None, None)
+        started = None
         if contrastive:
-            audio_pooled, image_pooled = self._shared(a, "a").mean(1), self._shared(v, "v").mean(1)  # [B, D] each
+            audio_pooled, image_pooled = pooled = self._shared(a, "a").mean(1), self._shared(v, "v").mean(1)  # [B, D]
             started = on_pooled(audio_pooled, image_pooled) if on_pooled else None
-            output = output._replace(audio_pooled=audio_pooled, image_pooled=image_pooled, started=started)
-        if not mae:
-            return output
-        latents = self._shared(torch.cat([a, v], dim=1))  # [B, Ka + Kv, D]
-        if decoder_loss and self.decoder_chunks.clips:
-            return self._decode_in_chunks(latents, output, decoder_loss)
-        audio_prediction, image_prediction = self._decode(latents, plans, all_patches)
-        return output._replace(audio_prediction=audio_prediction, image_prediction=image_prediction)
+        if mae:
+            latents = self._shared(torch.cat([a, v], dim=1))  # [B, Ka + Kv, D]
+            if decoder_loss and self.decoder_chunks.clips:
+                output = PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
+                return self._decode_in_chunks(latents, output, decoder_loss)
+            predictions = self._decode(latents, plans, all_patches)
+        # Made once, at the end: dynamo (torch 2.11) cannot trace _replace of a tuple that it has made.
+        return PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
 
     def unused_parameters(self, mae: bool, contrastive: bool) -> set[str]:
         """Names of the parameters that no loss reaches when only some losses are on: freeze them (see is_reached)."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import chosen_cases
+from benchmarks.gpu import SECTIONS, Job, chosen_cases, run, steps
 from benchmarks.report import Report, Row, floor_ms, mfu, rate, slug, table
 from benchmarks.step import WAYS, training_step
 from cavmae_ds.config import ModelConfig
@@ -20,6 +23,7 @@ from cavmae_ds.kernels.cases import CASES, Case
 from cavmae_ds.kernels.shapes import base
 
 CHECKOUT = Path(__file__).parents[2]
+DAY = datetime(2030, 1, 2, tzinfo=timezone.utc)
 TINY_MODEL = ModelConfig(
     embed_dim=32,
     num_heads=2,
@@ -70,9 +74,11 @@ def test_the_timed_cases_are_every_kernel_once_at_batch_256_and_the_large_contra
 
 def test_the_file_holds_card_versions_commit_and_every_row(tmp_path):
     rows = [Row("kernel", "unshuffle", "fused", "forward", ms=0.06, share=0.9), Row("step", "x", note="out of memory")]
-    report = Report("NVIDIA H200", {"torch": "2.11"}, "abc", rows)
-    path = report.save(tmp_path / "results", datetime(2030, 1, 2, tzinfo=timezone.utc))
+    report = Report("NVIDIA H200", {"torch": "2.11"}, "abc", DAY, rows)
+    path = report.path_in(tmp_path / "results")
+    report.save(path)
     assert path.name == "nvidia-h200-2030-01-02.json"
+    assert report.path_in(tmp_path / "results").name == "nvidia-h200-2030-01-02-2.json"  # nothing is written over
     found = json.loads(path.read_text())
     assert (found["card"], found["versions"], found["commit"]) == ("NVIDIA H200", {"torch": "2.11"}, "abc")
     assert found["rows"][0] == {
@@ -93,9 +99,62 @@ def test_the_table_shows_failures_one_by_one_and_successes_as_a_count():
     assert not any(line.startswith("correctness  a") for line in text.splitlines())
 
 
-@pytest.mark.parametrize("way", ["eager", "kernels"])
+@pytest.fixture
+def report(tmp_path, monkeypatch) -> tuple[Report, Path]:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)  # there may be no driver
+    return Report("a card", {}, "abc", DAY), tmp_path / "rows.json"
+
+
+def saved(path: Path) -> list[str]:
+    return [f"{row['name']}: {row.get('note', row.get('ms'))}" for row in json.loads(path.read_text())["rows"]]
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("dynamo"), KeyError("x"), SystemError("driver"), RuntimeError("CUDA")]
+)
+def test_whatever_a_job_raises_costs_its_own_rows_alone(error, report):
+    def fails() -> Iterator[Row]:
+        yield Row("kernel", "second", ms=2.0)
+        raise error
+
+    jobs = [
+        Job(partial(Row, "kernel", "first"), lambda: [Row("kernel", "first", ms=1.0)]),
+        Job(partial(Row, "kernel", "second"), fails),
+        Job(partial(Row, "kernel", "third"), lambda: [Row("kernel", "third", ms=3.0)]),
+    ]
+    run(jobs, *report, deadline=math.inf)
+    assert saved(report[1]) == ["first: 1.0", "second: 2.0", f"second: {type(error).__name__}: {error}", "third: 3.0"]
+
+
+def test_each_row_is_in_the_file_before_the_next_job_begins(report):
+    def killed() -> Iterator[Row]:
+        raise KeyboardInterrupt
+
+    jobs = [
+        Job(partial(Row, "kernel", "first"), lambda: [Row("kernel", "first", ms=1.0)]),
+        Job(partial(Row, "kernel", "second"), killed),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, *report, deadline=math.inf)
+    assert saved(report[1]) == ["first: 1.0"]
+
+
+def test_what_is_left_out_because_the_time_is_up_has_its_row(report):
+    jobs = [Job(partial(Row, "step", name), lambda: [Row("step", "never", ms=1.0)]) for name in ("a", "b")]
+    run(jobs, *report, deadline=-math.inf)
+    assert saved(report[1]) == ["a: left out: the time is up", "b: left out: the time is up"]
+
+
+def test_the_product_is_measured_before_everything_else():
+    assert SECTIONS[0] == "step" and WAYS[0] == "kernels"
+    first = next(steps([256, 64], matmul=1.0)).row()
+    assert (first.name, first.implementation) == ("CAV-MAE base, 256 clips", "kernels")
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_the_training_step_it_times_learns(way):
-    with training_step(4, way, "cpu", TINY_MODEL) as step:
+    """All four ways; what inductor makes of a graph is for a card to say, that there is one is dynamo's."""
+    with training_step(4, way, "cpu", TINY_MODEL, backend="aot_eager") as step:
         losses = [float(step()) for _ in range(8)]
     assert losses[-1] < losses[0]
 
