@@ -130,7 +130,8 @@ def evaluate(
         agreed(world, lambda: _check_gallery(gallery, chosen))
         judged = among(judged, wanted, per_class, classes_by)
         subset = {"ids": str(ids) if ids else None, "per_class": per_class}
-        told = _Told(path, ema, {"weights": str(path), "data": data, "ema": ema} | subset)
+        origin = {"weights": str(path), "data": data, "ema": ema, "step": judged.loaded.step}
+        told = _Told(path, ema, origin | subset)
         if chosen == What.classification:
             _score_classification(judged, looked_at, mode, probabilities, told)
             return

@@ -50,7 +50,8 @@ def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | 
     try:
         model = ModelConfig.model_validate_json(header["model"])
         mean, std = float(header["audio_mean"]), float(header["audio_std"])
+        step = int(header["step"]) if "step" in header else None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{source!r} has a header that this version does not know; export it again") from error
     kind, classes = kind_of(tensors, source)
-    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True))
+    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))
