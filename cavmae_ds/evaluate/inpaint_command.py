@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.terminal import folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.data.clips import Batch
@@ -172,7 +173,7 @@ def _write_sounds(folder: Path, output: PretrainOutput, batch: Batch, settings: 
 
 
 def _table(losses: list[ClipLosses], output: PretrainOutput, mode: str) -> Table:
-    table = Table("", "hidden", "loss, mean", title="reconstruction of what was hidden")
+    table = folding_table("", "hidden", "loss, mean", title="reconstruction of what was hidden")
     for name, plan, column, how in (
         ("sound", output.plans.audio, [loss.audio for loss in losses], mode),
         ("frame", output.plans.image, [loss.image for loss in losses], "unstructured"),
