@@ -83,7 +83,8 @@ def evaluate(
         ),
     ] = None,
     classes_by: Annotated[
-        str, typer.Option(help="Retrieval: only classes whose name or official id begins so are compared.")
+        str,
+        typer.Option(help="Only classes whose name or official id begins so count: in retrieval, and for --per-class."),
     ] = "",
     ids: Annotated[Path | None, typer.Option(help="Only the clips that this file names, one id a line.")] = None,
     per_class: Annotated[
@@ -128,6 +129,9 @@ def evaluate(
         chosen = what or (What.classification if judged.loaded.classes else What.retrieval)
         looked_at = agreed(world, lambda: _frames(judged, frames, chosen))
         agreed(world, lambda: _check_gallery(gallery, chosen))
+        of_retrieval = {"--classes-by": classes_by and not per_class}
+        of_classification = {"--mode": mode, "--probabilities": probabilities}
+        agreed(world, lambda: _check_used(chosen, of_retrieval, of_classification))
         judged = among(judged, wanted, per_class, classes_by)
         subset = {"ids": str(ids) if ids else None, "per_class": per_class}
         origin = {"weights": str(path), "data": data, "ema": ema, "step": judged.loaded.step}
@@ -203,6 +207,14 @@ def _check_gallery(gallery: Path | None, what: What) -> None:
         raise ConfigError(f"--gallery must end in {' or '.join(GALLERIES)}, got {str(gallery)!r}")
     if gallery and what != What.retrieval:
         raise ConfigError("--gallery shows what is retrieved; this is a classifier: add --what retrieval")
+
+
+def _check_used(what: What, of_retrieval: dict[str, Any], of_classification: dict[str, Any]) -> None:
+    """Raises ConfigError for options, name -> value, that would be ignored."""
+    unused = of_retrieval if what == What.classification else of_classification
+    other = What.retrieval if what == What.classification else What.classification
+    for option in (name for name, value in unused.items() if value):
+        raise ConfigError(f"{option} has no use in {what.value}: leave it out, or score by --what {other.value}")
 
 
 def _score_retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told) -> Pooled | None:
