@@ -112,7 +112,8 @@ def inpaint(
     losses = clip_losses(judged, output, settings.normalised_pixels)
 
     with written_whole(out) as unfinished:
-        draw_reconstructions(output, settings.normalised_pixels, len(losses)).savefig(unfinished, dpi=110)
+        figure = draw_reconstructions(output, settings.normalised_pixels, len(losses), batch.clip_ids)
+        figure.savefig(unfinished, dpi=110)
     sounds = _write_sounds(sound, output, batch, settings) if sound else [[]] * len(losses)
     rows = [
         {"clip": name, "index": int(index), "loss_audio": loss.audio, "loss_image": loss.image, "sounds": files}

@@ -139,12 +139,12 @@ def evaluate(
         if chosen == What.classification:
             _score_classification(judged, looked_at, mode, probabilities, told)
             return
-        pooled = _score_retrieval(judged, looked_at, classes_by, told)
+        pooled, scores = _score_retrieval(judged, looked_at, classes_by, told)
         if pooled and gallery:
             from cavmae_ds.evaluate.gallery import make_gallery
 
             title = f"{path}: retrieval among {len(judged.places):,} clips of {data}"
-            _write_gallery(make_gallery(judged, pooled, looked_at, queries, title), gallery)
+            _write_gallery(make_gallery(judged, pooled, looked_at, queries, title, scores), gallery)
 
 
 class _Told(NamedTuple):
@@ -217,17 +217,20 @@ def _check_used(what: What, of_retrieval: dict[str, Any], of_classification: dic
         raise ConfigError(f"{option} has no use in {what.value}: leave it out, or score by --what {other.value}")
 
 
-def _score_retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told) -> Pooled | None:
-    """By all ranks; the first one writes, speaks and has the features."""
+def _score_retrieval(
+    judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told
+) -> tuple[Pooled | None, dict[str, Any]]:
+    """By all ranks; the first one writes, speaks and has the features and scores."""
     from cavmae_ds.evaluate.judging import pooled_features
     from cavmae_ds.evaluate.scores import retrieval
 
     pooled = pooled_features(judged, frames, class_prefix)
-    if pooled:
-        values, table = retrieval(judged, pooled)
-        told.write("retrieval.json", values | {"frames": frames, "classes_by": class_prefix})
-        console.print(table)
-    return pooled
+    if pooled is None:
+        return None, {}
+    values, table = retrieval(judged, pooled)
+    told.write("retrieval.json", values | {"frames": frames, "classes_by": class_prefix})
+    console.print(table)
+    return pooled, values
 
 
 def _write_gallery(gallery: Gallery, out: Path) -> None:
