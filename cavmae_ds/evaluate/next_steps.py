@@ -6,9 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cavmae_ds.evaluate.run_folder import ENDED, STOPPED, RunFolder
-
-AVERAGED_WEIGHTS = "averaged.safetensors"
+from cavmae_ds.evaluate.run_folder import AVERAGED_WEIGHTS, ENDED, STOPPED, RunFolder
 
 
 class NextStep(NamedTuple):

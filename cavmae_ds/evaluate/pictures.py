@@ -54,7 +54,7 @@ def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int, n
     note = "; patch mean and variance from the input" if normalised else ""
     figure.suptitle(
         f"{plans.image.mask[0].mean():.0%} of the frame and {plans.audio.mask[0].mean():.0%} of the sound hidden{note}"
-        "; hatched: padding after the end of a clip",
+        ", in grey; hatched: padding after the end of a clip",
         fontsize=10,
     )
     return figure

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cavmae_ds.evaluate.run_folder import RunFolder
 
 RUN_DIR = typer.Argument(help="Run folder of pretraining or finetuning, also while it trains.")
+MEASURED = ("validation/", "probe/")
+"""Curves of clips that are not trained on: the others wander from batch to batch."""
 UNREADABLE = "cannot be read; `cavmae evaluate` writes it again"
 
 console = Console(soft_wrap=True)
@@ -71,9 +73,11 @@ def _curves(run: RunFolder) -> Iterator[tuple[str, str]]:
 
     for tag in USUAL_TAGS:
         if points := run.curves.get(tag):
+            text = f"{points[0].value:.3f} -> {points[-1].value:.3f}"
             top = best(points, tag)
-            share = f"; best {top.value:.3f} at step {top.step}" if top.step != points[-1].step else ""
-            yield f"{tag}, first and last", f"{points[0].value:.3f} -> {points[-1].value:.3f}{share}"
+            if tag.startswith(MEASURED) and top.step != points[-1].step:
+                text += f"; best {top.value:.3f} at step {top.step}"
+            yield f"{tag}, first and last", text
     if rates := run.curves.get("perf/clips_per_second"):
         yield "clips/s, median", f"{statistics.median(point.value for point in rates):.0f}"
 
@@ -118,8 +122,9 @@ def _classification(scores: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _files(run: RunFolder) -> Iterator[tuple[str, str]]:
-    every = run.settings.get("checkpoint.every_steps")
-    yield "checkpoint", str(run.checkpoints[-1]) if run.checkpoints else f"none yet; one every {every} steps"
+    every, bucket = (run.settings.get(f"checkpoint.{key}") for key in ("every_steps", "address"))
+    none = f"none here; see {bucket}" if bucket else f"none yet; one every {every} steps"
+    yield "checkpoint", str(run.checkpoints[-1]) if run.checkpoints else none
     if (run.path / "tensorboard").is_dir():
         yield "TensorBoard logs", str(run.path / "tensorboard")
     pictures = sorted(path for ending in ("*.png", "*.html") for path in run.path.glob(ending))

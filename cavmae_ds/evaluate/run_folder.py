@@ -13,6 +13,8 @@ from cavmae_ds.compare.runs import Point, curves_of, settings_of
 from cavmae_ds.config import FinetuneConfig, RunConfig
 from cavmae_ds.monitor.log import BEGINNINGS, LOG, read_log
 
+AVERAGED_WEIGHTS = "averaged.safetensors"
+"""Of a finetuning run that is over: the mean of the weights after some epochs (section average)."""
 SCORES = ("retrieval.json", "classification.json")
 """What `cavmae evaluate` writes, with one of ORIGINS in front."""
 ORIGINS = ("", "ema.", "averaged.")
@@ -63,7 +65,10 @@ class RunFolder:
         """To resume it: the script with the arguments that it was last started with."""
         script = (FinetuneConfig if self.finetunes else RunConfig).script
         begun = self._newest(*BEGINNINGS) or {}
-        words = shlex.split(begun.get("environment", {}).get("command", ""))[2:]  # python, the script
+        try:
+            words = shlex.split(begun.get("environment", {}).get("command", ""))[2:]  # python, the script
+        except ValueError:  # a quote went with a secret that was left out
+            words = []
         kept = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
         return shlex.join([script, *(kept or [str(self.path / "config.yaml")])])
 

@@ -174,7 +174,7 @@ def _weights_of(model: Path, weights: WeightsOf | None) -> tuple[Path, bool]:
         raise CheckpointError(f"--weights chooses among those of a run folder, {str(model)!r} is none; leave it out")
     if weights != WeightsOf.averaged:
         return model, weights == WeightsOf.ema
-    from cavmae_ds.finetune_end import AVERAGED_WEIGHTS
+    from cavmae_ds.evaluate.run_folder import AVERAGED_WEIGHTS
 
     if not (model / AVERAGED_WEIGHTS).is_file():
         raise CheckpointError(

@@ -15,8 +15,12 @@ from cavmae_ds.exchange.weights import Weights, in_official_order, kind_of, reco
 
 
 def header_of(weights: Weights) -> dict[str, str]:
-    """What names and shapes do not tell, as a file's metadata: section `model` as JSON, `audio_mean`, `audio_std`."""
-    return {
+    """What names and shapes do not tell, as a file's metadata: section `model` as JSON, `audio_mean`, `audio_std`.
+
+    Also the run's `step`, where it is known.
+    """
+    step = {} if weights.step is None else {"step": str(weights.step)}
+    return step | {
         "model": weights.model.model_dump_json(),
         "audio_mean": str(weights.audio_mean),
         "audio_std": str(weights.audio_std),
