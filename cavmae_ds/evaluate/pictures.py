@@ -48,9 +48,9 @@ def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int, n
     figure = Figure(figsize=(14, 2.1 * clips + 0.7), layout="constrained", facecolor="white")
     heights = [1.1, *[1.0] * (clips - 1)]  # the first row has titles
     rows = figure.subfigures(clips, 1, squeeze=False, height_ratios=heights)[:, 0]
-    for row, place in enumerate(rows):
+    for row, strip in enumerate(rows):
         name = names[row] if names else ""
-        _draw_clip(place, name, [part[row] for part in frames], [part[row] for part in mels], lengths[row], row == 0)
+        _draw_clip(strip, name, [part[row] for part in frames], [part[row] for part in mels], lengths[row], row == 0)
     note = "; patch mean and variance from the input" if normalised else ""
     figure.suptitle(
         f"{plans.image.mask[0].mean():.0%} of the frame and {plans.audio.mask[0].mean():.0%} of the sound hidden{note}"
@@ -82,11 +82,11 @@ def _to_pixels(images: Tensor) -> np.ndarray:
 
 
 def _draw_clip(
-    place: SubFigure, name: str, frames: list[np.ndarray], mels: list[np.ndarray], sound_frames: int, titled: bool
+    strip: SubFigure, name: str, frames: list[np.ndarray], mels: list[np.ndarray], sound_frames: int, titled: bool
 ) -> None:
     """One row. frames: 3 x [H, W, 3]; mels: 3 x [T, mel], of which sound_frames are no padding."""
-    panels = place.subplots(1, len(COLUMNS), width_ratios=(1, 1, 1, 1.7, 1.7, 1.7))
-    place.suptitle(name[-100:], fontsize=8, x=0.01, ha="left", parse_math=False)
+    panels = strip.subplots(1, len(COLUMNS), width_ratios=(1, 1, 1, 1.7, 1.7, 1.7))
+    strip.suptitle(name[-100:], fontsize=8, x=0.01, ha="left", parse_math=False)
     scale = scale_of(mels[0][:sound_frames])  # the same colours for the three log-mels of a clip
     for frame, panel in zip(frames, panels, strict=False):
         panel.imshow(frame)

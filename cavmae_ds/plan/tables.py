@@ -103,7 +103,7 @@ def _advice(plan: dict[str, Any]) -> str:
 
 def _table(title: str, *columns: str) -> Table:
     name, *numbers = columns
-    made = [Column(name, no_wrap=True), *(Column(number, justify="right") for number in numbers)]
+    made = [Column(name), *(Column(number, justify="right") for number in numbers)]
     return folding_table(
         *made, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
