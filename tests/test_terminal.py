@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import torch
 from rich.console import Console
 
 from cavmae_ds.evaluate.classification import classification_scores
@@ -28,8 +29,6 @@ def test_a_name_that_is_too_long_for_its_column_is_on_two_lines_and_nothing_of_i
 
 
 def test_names_of_modes_stay_whole_at_80_columns():
-    import torch
-
     targets = torch.eye(4).repeat(3, 1)  # [12, 4]
     scores = classification_scores(targets, targets * 0.5)
     found = {mode: ModeScores(range(10), scores, [scores, scores], targets, targets)
