@@ -27,6 +27,7 @@ from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World, copy_from_first_rank, from_first_rank
 from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, Judged
+from cavmae_ds.evaluate.run_folder import AVERAGED_WEIGHTS
 from cavmae_ds.evaluate.scores import classification, scores_file
 from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.load import LoadedModel
@@ -37,8 +38,6 @@ from cavmae_ds.validation_clips import ValidationClips
 
 log = logging.getLogger(__name__)
 
-AVERAGED_WEIGHTS = "averaged.safetensors"
-"""In the run folder, when the run is over: the mean of the weights after some epochs (section average)."""
 FINAL_SCORES = "classification.json"
 """What `cavmae evaluate` writes of the weights that are scored, under the name that it gives it (see scores_file), and
 after which step."""

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from cavmae_ds.errors import ConfigError
 
@@ -30,6 +32,12 @@ Workers = Annotated[
         help="Processes that work at the same time.",
     ),
 ]
+
+
+def folding_table(*columns: Column | str, **style: Any) -> Table:
+    """A table for any width of terminal: a word that is too long for its column folds, where rich would cut it off."""
+    made = (Column(column) if isinstance(column, str) else column for column in columns)
+    return Table(*(replace(column, overflow="fold") for column in made), **style)
 
 
 def read_lines(option: str, path: Path) -> list[str]:

@@ -34,3 +34,11 @@ step "5/5 pictures of reconstructions"
 cavmae inpaint "$OUT/run" --data "$OUT/shards/eval" --out "$OUT/run/reconstructions.png"
 step "done"
 cavmae report "$OUT/run"
+cat <<'NEXT'
+In a shell of your own, first:
+  source .venv/bin/activate
+Your own clips, into a folder or s3://bucket/prefix; then CAV-MAE base: what it amounts to, and go:
+  cavmae prepare MY_VIDEOS/ --out shards/mine
+  python launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine --dry-run --ranks 8
+  deepspeed launch/pretrain.py launch/recipes/base.yaml data.train=shards/mine
+NEXT

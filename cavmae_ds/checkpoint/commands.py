@@ -14,7 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.terminal import out_console, progress_bar
+from cavmae_ds.terminal import folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
     from cavmae_ds.checkpoint.folder import Manifest
@@ -169,7 +169,9 @@ def _reading(name: str, total: int) -> Iterator[Read]:
 def _overview(shelf: Shelf, entries: list[Entry]) -> Table:
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("clips", "ranks", "ZeRO", "size", "age"))
     names = (Column(name, no_wrap=True) for name in ("checkpoint", "is"))
-    table = Table(*names, *numbers, "states", title=shelf.address, title_justify="left", box=None, pad_edge=False)
+    table = folding_table(
+        *names, *numbers, "states", title=shelf.address, title_justify="left", box=None, pad_edge=False
+    )
     for entry in entries:
         about = ["damaged" if entry.is_damaged else entry.condition]
         if manifest := entry.manifest:
@@ -181,16 +183,18 @@ def _overview(shelf: Shelf, entries: list[Entry]) -> Table:
 
 def _contents(manifest: Manifest) -> Iterator[Table]:
     """Of a single checkpoint: its files, what a resume compares, its largest parameters."""
-    files = Table("file", Column("size", justify="right"), "sha256", box=None, pad_edge=False)
+    files = folding_table("file", Column("size", justify="right"), "sha256", box=None, pad_edge=False)
     for name, record in sorted(manifest.files.items()):
         files.add_row(name, _size(record.bytes), record.sha256[:16])
-    settings = Table("setting of the run", Column("value", overflow="fold"), box=None, pad_edge=False)
+    settings = folding_table("setting of the run", "value", box=None, pad_edge=False)
     for key, value in manifest.identity.items():
         settings.add_row(key, str(value))
     elements = {name: math.prod(parameter.shape) for name, parameter in manifest.parameters.items()}
     largest = sorted(elements, key=lambda name: elements[name], reverse=True)[:LARGEST]
     title = f"{sum(elements.values()):,} parameters in {len(elements)} tensors, the largest:"
-    parameters = Table("parameter", "shape", "trained as", title=title, title_justify="left", box=None, pad_edge=False)
+    parameters = folding_table(
+        "parameter", "shape", "trained as", title=title, title_justify="left", box=None, pad_edge=False
+    )
     for name in largest:
         parameter = manifest.parameters[name]
         kind = parameter.dtype if parameter.trained else f"{parameter.dtype}, frozen"

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.terminal import folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.compare.runs import Axis, ComparedRun
@@ -20,12 +23,12 @@ console = Console(soft_wrap=True)
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders that pretraining wrote, two or more.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of pretraining or finetuning, two or more.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("compare.png"),
-    tags: Annotated[str, typer.Option(help="Curves, for example loss/total,perf/mfu; else losses and probes.")] = "",
+    tags: Annotated[str, typer.Option(help="Curves, for example loss/total,perf/mfu; else losses and scores.")] = "",
     by: Annotated[str, typer.Option(help="What goes to the right: steps, clips or time.")] = "steps",
 ) -> None:
-    """Draw the losses of runs side by side, and say in what the runs differ.
+    """Draw the losses and scores of runs into one picture, and say in what the runs differ.
 
     Runs of different batch meet by clips. Reads config.yaml and log.jsonl of each folder, also while it trains.
 
@@ -59,20 +62,15 @@ def compare(
 def _values(runs: list[ComparedRun], tags: list[str]) -> Table:
     from cavmae_ds.compare.runs import best
 
-    table = Table(
-        Column("curve", overflow="fold"),
-        *(Column(run.name, overflow="fold") for run in runs),
-        title="last value, best value (step)",
-    )
+    # Narrow, with names that stay whole: they are to be copied after --tags.
+    columns = (Column("curve", no_wrap=True), "run", "last (step)", "best (step)")
+    table = folding_table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for tag in tags:
-        cells = []
-        for run in runs:
+        for number, run in enumerate(runs):
             points = run.curves.get(tag)
-            top = best(points, tag) if points else None
-            cells.append(f"{points[-1].value:.4g}, {top.value:.4g} ({top.step})" if points and top else "-")
-        table.add_row(tag, *cells)
-    steps = [str(max((points[-1].step for points in run.curves.values()), default=0)) for run in runs]
-    table.add_row("steps so far", *steps)
+            shown = (points[-1], best(points, tag)) if points else ()
+            cells = [f"{point.value:.4g} ({point.step})" for point in shown] or ["-", "-"]
+            table.add_row(*map(Text, ("" if number else tag, run.name, *cells)))
     return table
 
 
@@ -83,9 +81,8 @@ def _settings(runs: list[ComparedRun]) -> Table | str:
     found = differences(runs)
     if not found:
         return "all settings are the same"
-    table = Table(
-        Column("setting", overflow="fold"), *(Column(run.name, overflow="fold") for run in runs), title="what differs"
-    )
+    table = folding_table("setting that differs", "run", "value", box=SIMPLE_HEAD, pad_edge=False)
     for key, values in found.items():
-        table.add_row(key, *map(shown, values))
+        for number, (run, value) in enumerate(zip(runs, values, strict=True)):
+            table.add_row(*map(Text, ("" if number else key, run.name, shown(value))))
     return table

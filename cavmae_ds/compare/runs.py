@@ -16,10 +16,10 @@ from cavmae_ds.monitor.log import BEGINNINGS, read_log
 Axis = Literal["steps", "clips", "time"]
 
 USUAL_TAGS = (
-    "loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive", "validation/total",
-    "probe/audio_to_image_recall_at_1",
+    "loss/total", "loss/mae_audio", "loss/mae_image", "loss/contrastive", "validation/total", "validation/map",
+    "validation/accuracy", "probe/audio_to_image_recall_at_1",
 )  # fmt: skip
-HIGHER_IS_BETTER = ("accuracy", "recall", "precision", "per_second", "mfu")
+HIGHER_IS_BETTER = ("accuracy", "recall", "precision", "per_second", "mfu", "/map", "/auc", "/d_prime")
 
 
 class Point(NamedTuple):
@@ -84,17 +84,23 @@ def best(points: Sequence[Point], tag: str) -> Point:
     return (max if highest else min)(points, key=lambda point: point.value)
 
 
-def _load(folder: Path, name: str) -> ComparedRun:
+def settings_of(folder: Path) -> dict[str, Any]:
+    """`optim.learning_rate` -> value, of every key of a run folder's config.yaml. Raises ConfigError for another."""
     config = folder / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"{str(folder)!r} is no run folder: it has no config.yaml; give what run_dir names")
     settings = dict(_flat(read_values(config), ""))  # as written: of any kind of run, and of another version
     if "train.global_batch" not in settings:
         raise ConfigError(f"{str(config)!r} was not written by a run: it has no train.global_batch")
-    return ComparedRun(name, settings, _curves(read_log(folder)))
+    return settings
 
 
-def _curves(entries: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
+def _load(folder: Path, name: str) -> ComparedRun:
+    return ComparedRun(name, settings_of(folder), curves_of(read_log(folder)))
+
+
+def curves_of(entries: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
+    """Tag -> points in the order of steps, of what read_log returns; what is no number is left out."""
     curves: dict[str, dict[int, Point]] = {}
     seconds, before = 0.0, 0.0
     for entry in entries:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from cavmae_ds.data.rejects import RejectCode
-from cavmae_ds.terminal import Workers, out_console, progress_bar, read_lines
+from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
     from cavmae_ds.data.building import PartsMissing
@@ -168,7 +167,7 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
         return
     if outcome.finished_before:
         out_console.print(f"{out} is complete already: nothing to do")
-    table = Table("outcome", "count", "meaning")
+    table = folding_table("outcome", "count", "meaning")
     table.add_row("clip", str(outcome.clips), f"{outcome.seconds:.0f} s of sound, {outcome.bytes / 1e6:.1f} MB in all")
     for code, count in outcome.rejected.items():
         table.add_row(code, str(count), RejectCode(code).explanation)

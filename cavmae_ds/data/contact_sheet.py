@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cavmae_ds.data.log_mel_picture import GREY, draw_colour_bar, draw_log_mel, scale_of
 from cavmae_ds.data.records import Records, Sample
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, Manifest, audio_of, decode_frame, frame_jpeg, labels_of
-from cavmae_ds.data.spectrogram import HIGHEST_HZ, LOWEST_HZ, MEL_BINS, LogMel, frames_of
+from cavmae_ds.data.spectrogram import LogMel, frames_of
 from cavmae_ds.data.spread import spread
 
 SHOWN_FRAMES = (0, 3, 6, 9)
-TICKS_KHZ = (0.25, 0.5, 1, 2, 4)
-GREY = "#8a8a8a"  # readable on white and on black
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,21 @@ def draw_sheet(clips: Sequence[ShownClip], title: str) -> Figure:
             panel.set_yticks([])
             panel.set_xlabel(f"{time_s:.2f} s", fontsize=7, color=GREY)
             panel.spines[:].set_visible(False)
-        draw_log_mel(panels[-1], clip)
+        _draw_sound(panels[-1], clip)
     return figure
 
 
 def log_mel_png(clip: ShownClip) -> bytes:
     """The log-mel with its axes, on a transparent ground."""
     figure = Figure(figsize=(5.2, 1.75), layout="constrained")
-    draw_log_mel(figure.subplots(), clip)
+    _draw_sound(figure.subplots(), clip)
     return png_of(figure, transparent=True)
+
+
+def _draw_sound(panel: Axes, clip: ShownClip) -> None:
+    scale = scale_of(clip.log_mel)
+    draw_log_mel(panel, clip.log_mel, clip.seconds, scale)
+    draw_colour_bar([panel], scale)
 
 
 def png_of(figure: Figure, *, transparent: bool = False) -> bytes:
@@ -107,22 +112,3 @@ def png_of(figure: Figure, *, transparent: bool = False) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=120, transparent=transparent)
     return file.getvalue()
-
-
-def draw_log_mel(panel: Axes, clip: ShownClip) -> None:
-    """Seconds to the right, kHz upwards, evenly spaced in mel."""
-    panel.imshow(
-        clip.log_mel.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest",
-        extent=(0, clip.seconds, -0.5, MEL_BINS - 0.5),
-    )  # fmt: skip
-    panel.set_yticks([_bin_of(1000 * khz) for khz in TICKS_KHZ], [f"{khz:g}" for khz in TICKS_KHZ])
-    panel.set_ylabel("kHz", fontsize=8, color=GREY)
-    panel.set_xlabel("seconds", fontsize=8, color=GREY)
-    panel.tick_params(labelsize=7, colors=GREY)
-    panel.spines[:].set_visible(False)
-
-
-def _bin_of(hz: float) -> float:
-    """Where a frequency stands among the mel bins, whose middles are 0, 1, ... (see spectrogram.mel_bank)."""
-    lowest, highest, mel = (1127 * np.log(1 + x / 700) for x in (LOWEST_HZ, HIGHEST_HZ, hz))
-    return float((mel - lowest) / (highest - lowest) * (MEL_BINS + 1) - 1)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.terminal import Workers, err_console, out_console, progress_bar
+from cavmae_ds.terminal import Workers, err_console, folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
     from cavmae_ds.data.inspect_summary import Section
@@ -129,7 +129,7 @@ def _write(out: Path, content: bytes) -> None:
 
 def _show_statistics(found: LogMelStatistics) -> None:
     seconds = found.log_mel_frames / 100
-    table = Table(
+    table = folding_table(
         "log-mel", Column("mean", justify="right"), Column("std", justify="right"),
         title=f"{found.clips} clips, {seconds:.0f} s", title_justify="left",
     )  # fmt: skip
@@ -148,10 +148,10 @@ def _show_statistics(found: LogMelStatistics) -> None:
 
 def _show_section(section: Section) -> None:
     bars = any(row.share is not None for row in section.rows)
-    columns = [Column(overflow="fold"), Column(justify="right" if bars else "left", overflow="fold")]
+    columns = [Column(), Column(justify="right" if bars else "left")]
     if bars:
         columns.insert(1, Column(width=BAR_CELLS))
-    table = Table(*columns, show_header=False, box=None)
+    table = folding_table(*columns, show_header=False, box=None)
     for row in section.rows:
         bar = ["█" * round(BAR_CELLS * (row.share or 0))] if bars else []
         table.add_row(escape(row.name), *bar, escape(row.value))

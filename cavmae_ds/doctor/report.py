@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cavmae_ds.doctor.finding import Finding, Verdict
+from cavmae_ds.terminal import folding_table
 
 VERSION = 1
 """Of the document: raised when a key changes its meaning or goes."""
@@ -90,12 +91,13 @@ def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dic
 
 def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
     """A line for each finding, what to do below it."""
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    drawn.add_column("")
-    drawn.add_column("check", no_wrap=True)
-    drawn.add_column("found", overflow="fold")
-    if ranks > 1:
-        drawn.add_column("ranks (hosts)", overflow="fold")
+    columns: list[Column | str] = [
+        "",
+        Column("check", no_wrap=True),
+        "found",
+        *(["ranks (hosts)"] if ranks > 1 else []),
+    ]
+    drawn = folding_table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for line in shortened(lines):
         name, verdict, found, do = line.finding
         said = escape(found) + (f"\n[bold]-> {escape(do)}[/bold]" if do else "")

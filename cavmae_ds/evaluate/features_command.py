@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from cavmae_ds.data.commands import EXIT_UNPUBLISHED, MaxBad
 from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
-from cavmae_ds.terminal import Workers, out_console, progress_bar
+from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar
 
 
 class Frames(str, Enum):
@@ -84,7 +83,7 @@ def features(
         )
     bad, names = sum(found.unusable.values()), out.with_suffix(".rejected.csv")
     if bad:
-        table = Table("outcome", "count", "meaning")
+        table = folding_table("outcome", "count", "meaning")
         table.add_row("clip", str(found.clips), "")
         for code, count in found.unusable.items():
             table.add_row(code, str(count), _meaning(code))

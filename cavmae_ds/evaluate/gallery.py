@@ -5,15 +5,16 @@ N clips, D width. Drawn by gallery_picture and gallery_page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cavmae_ds.data.contact_sheet import ShownClip
+from cavmae_ds.data.log_mel_picture import Scale, scale_of
 from cavmae_ds.data.pictures import encode_picture
 from cavmae_ds.data.spectrogram import LogMel, frames_of
 from cavmae_ds.data.spread import spread
@@ -77,6 +78,29 @@ class Gallery:
     queries: list[Query]
     clips: dict[int, ShownClip]
     """Each with one frame."""
+    scores: str = ""
+    """Of the whole pool, in one line."""
+
+    @property
+    def scale(self) -> Scale:
+        """The same colours for the log-mels of all clips."""
+        return scale_of(*(clip.log_mel for clip in self.clips.values()))
+
+
+COSINE = (
+    "The number of a hit is the cosine between the features of the sound and of the frame, by which hits are sorted: "
+    "1 where both point the same way, 0 where they have nothing in common, less than 0 where they are opposed."
+)
+
+
+def scores_line(scores: Mapping[str, Any]) -> str:
+    """What retrieval.json has of the pool, beside chance."""
+    parts = []
+    for name, direction in (("sound of a frame", "image_to_audio"), ("frame of a sound", "audio_to_image")):
+        row = scores[direction]
+        recalls = ", ".join(f"R@{k} {row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10))
+        parts.append(f"{name}: {recalls}, median rank {row['median_rank']:g}")
+    return f"{'; '.join(parts)}; chance R@1 {scores['chance_recall_at_1']:.1%}, among {scores['pool']:,} clips"
 
 
 def spread_queries(pooled: Pooled, queries: int) -> list[Query]:
@@ -107,8 +131,13 @@ def _kinship(row: int, column: int, labels: Sequence[Sequence[int]]) -> Kinship:
     return Kinship.same_class if set(labels[row]) & set(labels[column]) else Kinship.other
 
 
-def make_gallery(judged: Judged, pooled: Pooled, frames: Sequence[int], queries: int, title: str) -> Gallery:
-    """Search, and read what is shown: the middle one of these frames. Raises DataError for damaged clips."""
+def make_gallery(
+    judged: Judged, pooled: Pooled, frames: Sequence[int], queries: int, title: str, scores: Mapping[str, Any]
+) -> Gallery:
+    """Search, and read what is shown: the middle one of these frames. Raises DataError for damaged clips.
+
+    scores: as in retrieval.json.
+    """
     found = spread_queries(pooled, queries)
     rows = {hit.row for query in found for search in query[1:] for hit in search.hits} | {query.row for query in found}
     source, front_end = judged.clips.with_frame(frames[len(frames) // 2]), LogMel()
@@ -122,4 +151,4 @@ def make_gallery(judged: Judged, pooled: Pooled, frames: Sequence[int], queries:
             frames=[encode_picture(clip.image, min(FRAME_PIXELS, *clip.image.shape[:2]), JPEG_QUALITY)],
             frame_times_s=[], audio=clip.audio, log_mel=log_mel.numpy(),
         )  # fmt: skip
-    return Gallery(title, len(pooled.labels), found, clips)
+    return Gallery(title, len(pooled.labels), found, clips, scores_line(scores))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.terminal import folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.data.clips import Batch
@@ -111,7 +112,8 @@ def inpaint(
     losses = clip_losses(judged, output, settings.normalised_pixels)
 
     with written_whole(out) as unfinished:
-        draw_reconstructions(output, settings.normalised_pixels, len(losses)).savefig(unfinished, dpi=110)
+        figure = draw_reconstructions(output, settings.normalised_pixels, len(losses), batch.clip_ids)
+        figure.savefig(unfinished, dpi=110)
     sounds = _write_sounds(sound, output, batch, settings) if sound else [[]] * len(losses)
     rows = [
         {"clip": name, "index": int(index), "loss_audio": loss.audio, "loss_image": loss.image, "sounds": files}
@@ -172,7 +174,7 @@ def _write_sounds(folder: Path, output: PretrainOutput, batch: Batch, settings: 
 
 
 def _table(losses: list[ClipLosses], output: PretrainOutput, mode: str) -> Table:
-    table = Table("", "hidden", "loss, mean", title="reconstruction of what was hidden")
+    table = folding_table("", "hidden", "loss, mean", title="reconstruction of what was hidden")
     for name, plan, column, how in (
         ("sound", output.plans.audio, [loss.audio for loss in losses], mode),
         ("frame", output.plans.image, [loss.image for loss in losses], "unstructured"),

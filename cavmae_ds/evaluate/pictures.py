@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from cavmae_ds.data.log_mel_picture import draw_colour_bar, draw_log_mel, scale_of
 from cavmae_ds.data.normalise import denormalise_images
 from cavmae_ds.evaluate.composite import stages
 from cavmae_ds.model.cavmae import PretrainOutput
-from cavmae_ds.model.patches import unpatchify
+from cavmae_ds.model.patches import patches_to_audio, unpatchify
 
+FRAMES_PER_SECOND = 100
 COLUMNS = ("frame", "what is seen", "rebuilt", "log-mel", "what is heard", "rebuilt")
 
 
@@ -22,10 +26,10 @@ def drawable(output: PretrainOutput | None) -> TypeGuard[PretrainOutput]:
     return output is not None and output.image_prediction is not None
 
 
-def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int) -> Figure:
+def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int, names: Sequence[str] = ()) -> Figure:
     """One row a clip, the first `clips` of a micro-batch. Needs predictions: a run with loss.mae_weight > 0.
 
-    normalised: the model was trained with loss.normalise_pixels, see stages.
+    normalised: the model was trained with loss.normalise_pixels, see stages. names: of the clips of the micro-batch.
     """
     if output.image_prediction is None or output.audio_prediction is None:
         raise ValueError("nothing was reconstructed: loss.mae_weight is 0")
@@ -35,11 +39,34 @@ def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int) -
         _to_pixels(unpatchify(patches, output.image.grid))
         for patches in stages(output.image, output.image_prediction, plans.image, normalised, clips)
     ]  # 3 x [n, H, W, 3]
+    (mean,), (std,) = output.audio.mean, output.audio.std
     mels = [
-        unpatchify(patches, output.audio.grid)[:, 0].numpy()
+        (patches_to_audio(patches, output.audio.grid) * std + mean).numpy()
         for patches in stages(output.audio, output.audio_prediction, plans.audio, normalised, clips)
-    ]  # 3 x [n, mel, T]
-    return _draw(frames, mels, plans.image.mask, plans.audio.mask, normalised)
+    ]  # 3 x [n, T, mel], raw
+    lengths = sound_frames(output.audio.pixels[:clips]).tolist()
+    figure = Figure(figsize=(14, 2.1 * clips + 0.7), layout="constrained", facecolor="white")
+    heights = [1.1, *[1.0] * (clips - 1)]  # the first row has titles
+    rows = figure.subfigures(clips, 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, strip in enumerate(rows):
+        name = names[row] if names else ""
+        _draw_clip(strip, name, [part[row] for part in frames], [part[row] for part in mels], lengths[row], row == 0)
+    note = "; patch mean and variance from the input" if normalised else ""
+    figure.suptitle(
+        f"{plans.image.mask[0].mean():.0%} of the frame and {plans.audio.mask[0].mean():.0%} of the sound hidden{note}"
+        ", in grey; hatched: padding after the end of a clip",
+        fontsize=10,
+    )
+    return figure
+
+
+def sound_frames(log_mels: Tensor) -> Tensor:
+    """Frames up to the end of the sound of each raw log-mel [B, T, mel], int64 [B].
+
+    Rows of padding, and no others, are 0.0 throughout (see LogMel): silence is -15.94.
+    """
+    filled = (log_mels != 0).any(2).cpu()  # [B, T]
+    return (filled * torch.arange(1, filled.shape[1] + 1)).amax(1)
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:
@@ -54,33 +81,21 @@ def _to_pixels(images: Tensor) -> np.ndarray:
     return denormalise_images(images.nan_to_num(0.0)).permute(0, 2, 3, 1).numpy()
 
 
-def _draw(
-    frames: list[np.ndarray], mels: list[np.ndarray], image_mask: Tensor, audio_mask: Tensor, normalised: bool
-) -> Figure:
-    rows = len(frames[0])
-    figure = Figure(figsize=(13, 1.9 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, 6, squeeze=False, width_ratios=(1, 1, 1, 1.6, 1.6, 1.6))
-    mel_bins, seconds = mels[0].shape[1], mels[0].shape[2] / 100
-    for row in range(rows):
-        low, high = mels[0][row].min(), mels[0][row].max()  # one colour scale for the three log-mels of a clip
-        for column in range(3):
-            axes[row, column].imshow(frames[column][row])
-            axes[row, column].set_axis_off()
-            panel = axes[row, 3 + column]
-            panel.set_facecolor("0.5")  # hidden patches are NaN: the grey shows through
-            panel.imshow(
-                mels[column][row], origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high,
-                extent=(0, seconds, 0, mel_bins), interpolation="nearest",
-            )  # fmt: skip
-            panel.set_yticks([])
-            if row < rows - 1:
-                panel.set_xticks([])
-    for column, title in enumerate(COLUMNS):
-        axes[0, column].set_title(title, fontsize=10)
-    axes[-1, 4].set_xlabel("seconds", fontsize=9)
-    note = "; patch mean and variance from the input" if normalised else ""
-    figure.suptitle(
-        f"{image_mask[0].mean():.0%} of the frame and {audio_mask[0].mean():.0%} of the sound hidden{note}",
-        fontsize=10,
-    )
-    return figure
+def _draw_clip(
+    strip: SubFigure, name: str, frames: list[np.ndarray], mels: list[np.ndarray], sound_frames: int, titled: bool
+) -> None:
+    """One row. frames: 3 x [H, W, 3]; mels: 3 x [T, mel], of which sound_frames are no padding."""
+    panels = strip.subplots(1, len(COLUMNS), width_ratios=(1, 1, 1, 1.7, 1.7, 1.7))
+    strip.suptitle(name[-100:], fontsize=8, x=0.01, ha="left", parse_math=False)
+    scale = scale_of(mels[0][:sound_frames])  # the same colours for the three log-mels of a clip
+    for frame, panel in zip(frames, panels, strict=False):
+        panel.imshow(frame)
+        panel.set_axis_off()
+    for mel, panel in zip(mels, panels[3:], strict=True):
+        draw_log_mel(panel, mel, len(mel) / FRAMES_PER_SECOND, scale, sound_frames / FRAMES_PER_SECOND)
+    for panel in panels[4:]:
+        panel.set_ylabel("")
+        panel.set_yticklabels([])
+    draw_colour_bar(list(panels[-1:]), scale)
+    for panel, title in zip(panels, COLUMNS if titled else (), strict=False):
+        panel.set_title(title, fontsize=10)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from cavmae_ds.config.sections.classify import Mode
 from cavmae_ds.evaluate.judging import ModeScores
+from cavmae_ds.terminal import folding_table
 
 LONGEST_TABLE = 20  # classes; of more the best and the worst are shown
 
@@ -17,8 +18,8 @@ def mode_table(found: dict[Mode, ModeScores], probabilities: str) -> Table:
     scores = next(iter(found.values())).scores
     left_out = len(scores.classes) - scores.scored_classes
     note = f"; {left_out} of {len(scores.classes)} classes have no clip and are left out" if left_out else ""
-    table = Table(
-        "mode", "frames", "mAP", "AUC", "d'", "accuracy", "mAP of one frame",
+    table = folding_table(
+        Column("mode", no_wrap=True), "frames", "mAP", "AUC", "d'", "accuracy", "mAP of one frame",
         title=f"classification of {scores.clips} clips, {probabilities}{note}",
     )  # fmt: skip
     for mode, (frames, means, alone, *_) in found.items():
@@ -39,7 +40,7 @@ def class_table(mode: str, classes: list[dict[str, Any]]) -> Table:
     title, half = f"classes, {mode}", LONGEST_TABLE // 2
     if len(scored) > LONGEST_TABLE:
         title, scored = f"the {half} best and {half} worst classes, {mode}", scored[:half] + scored[-half:]
-    table = Table("class", "clips", "AP", "AUC", title=title)
+    table = folding_table("class", "clips", "AP", "AUC", title=title)
     for one in scored:
         table.add_row(one["name"], str(one["positives"]), f"{one['average_precision']:.1%}", _share(one["auc"]))
     return table
@@ -47,7 +48,8 @@ def class_table(mode: str, classes: list[dict[str, Any]]) -> Table:
 
 def retrieval_table(scores: dict[str, Any]) -> Table:
     """Both directions, as retrieval.json tells of them, and chance."""
-    table = Table("", "R@1", "R@5", "R@10", "median rank", "class P@1", title=f"retrieval among {scores['pool']} clips")
+    title = f"retrieval among {scores['pool']} clips"
+    table = folding_table("", "R@1", "R@5", "R@10", "median rank", "class P@1", title=title)
     for name, direction in (("V->A", "image_to_audio"), ("A->V", "audio_to_image")):
         row = scores[direction]
         recalls = [f"{row[f'recall_at_{k}']:.1%}" for k in (1, 5, 10)]

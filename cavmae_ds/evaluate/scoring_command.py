@@ -83,7 +83,8 @@ def evaluate(
         ),
     ] = None,
     classes_by: Annotated[
-        str, typer.Option(help="Retrieval: only classes whose name or official id begins so are compared.")
+        str,
+        typer.Option(help="Only classes whose name or official id begins so count: in retrieval, and for --per-class."),
     ] = "",
     ids: Annotated[Path | None, typer.Option(help="Only the clips that this file names, one id a line.")] = None,
     per_class: Annotated[
@@ -128,18 +129,22 @@ def evaluate(
         chosen = what or (What.classification if judged.loaded.classes else What.retrieval)
         looked_at = agreed(world, lambda: _frames(judged, frames, chosen))
         agreed(world, lambda: _check_gallery(gallery, chosen))
+        of_retrieval = {"--classes-by": classes_by and not per_class}
+        of_classification = {"--mode": mode, "--probabilities": probabilities}
+        agreed(world, lambda: _check_used(chosen, of_retrieval, of_classification))
         judged = among(judged, wanted, per_class, classes_by)
         subset = {"ids": str(ids) if ids else None, "per_class": per_class}
-        told = _Told(path, ema, {"weights": str(path), "data": data, "ema": ema} | subset)
+        origin = {"weights": str(path), "data": data, "ema": ema, "step": judged.loaded.step}
+        told = _Told(path, ema, origin | subset)
         if chosen == What.classification:
             _score_classification(judged, looked_at, mode, probabilities, told)
             return
-        pooled = _score_retrieval(judged, looked_at, classes_by, told)
+        pooled, scores = _score_retrieval(judged, looked_at, classes_by, told)
         if pooled and gallery:
             from cavmae_ds.evaluate.gallery import make_gallery
 
             title = f"{path}: retrieval among {len(judged.places):,} clips of {data}"
-            _write_gallery(make_gallery(judged, pooled, looked_at, queries, title), gallery)
+            _write_gallery(make_gallery(judged, pooled, looked_at, queries, title, scores), gallery)
 
 
 class _Told(NamedTuple):
@@ -169,7 +174,7 @@ def _weights_of(model: Path, weights: WeightsOf | None) -> tuple[Path, bool]:
         raise CheckpointError(f"--weights chooses among those of a run folder, {str(model)!r} is none; leave it out")
     if weights != WeightsOf.averaged:
         return model, weights == WeightsOf.ema
-    from cavmae_ds.finetune_end import AVERAGED_WEIGHTS
+    from cavmae_ds.evaluate.run_folder import AVERAGED_WEIGHTS
 
     if not (model / AVERAGED_WEIGHTS).is_file():
         raise CheckpointError(
@@ -204,17 +209,28 @@ def _check_gallery(gallery: Path | None, what: What) -> None:
         raise ConfigError("--gallery shows what is retrieved; this is a classifier: add --what retrieval")
 
 
-def _score_retrieval(judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told) -> Pooled | None:
-    """By all ranks; the first one writes, speaks and has the features."""
+def _check_used(what: What, of_retrieval: dict[str, Any], of_classification: dict[str, Any]) -> None:
+    """Raises ConfigError for options, name -> value, that would be ignored."""
+    unused = of_retrieval if what == What.classification else of_classification
+    other = What.retrieval if what == What.classification else What.classification
+    for option in (name for name, value in unused.items() if value):
+        raise ConfigError(f"{option} has no use in {what.value}: leave it out, or score by --what {other.value}")
+
+
+def _score_retrieval(
+    judged: Judged, frames: tuple[int, ...], class_prefix: str, told: _Told
+) -> tuple[Pooled | None, dict[str, Any]]:
+    """By all ranks; the first one writes, speaks and has the features and scores."""
     from cavmae_ds.evaluate.judging import pooled_features
     from cavmae_ds.evaluate.scores import retrieval
 
     pooled = pooled_features(judged, frames, class_prefix)
-    if pooled:
-        values, table = retrieval(judged, pooled)
-        told.write("retrieval.json", values | {"frames": frames, "classes_by": class_prefix})
-        console.print(table)
-    return pooled
+    if pooled is None:
+        return None, {}
+    values, table = retrieval(judged, pooled)
+    told.write("retrieval.json", values | {"frames": frames, "classes_by": class_prefix})
+    console.print(table)
+    return pooled, values
 
 
 def _write_gallery(gallery: Gallery, out: Path) -> None:

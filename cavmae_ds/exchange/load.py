@@ -33,6 +33,8 @@ class LoadedModel:
     audio_std: float
     source: str
     """Where it comes from, for messages."""
+    step: int | None = None
+    """Optimizer steps of the run that its weights are of, where that is known."""
 
 
 def load_model(
@@ -51,7 +53,7 @@ def load_model(
     weights = open_weights(Path(path), ema, heads, decoder_heads)
     return LoadedModel(
         build(weights, device), weights.kind, weights.model, weights.classes,
-        weights.audio_mean, weights.audio_std, weights.source,
+        weights.audio_mean, weights.audio_std, weights.source, weights.step,
     )  # fmt: skip
 
 
@@ -79,4 +81,5 @@ def _of_run(run_dir: Path, ema: bool) -> Weights:
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"the newest checkpoint of {source!r} was made by another version: {error}") from error
     kind, classes = kind_of(tensors, source)
-    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True))
+    step = manifest.step
+    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))

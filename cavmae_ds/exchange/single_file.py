@@ -15,8 +15,12 @@ from cavmae_ds.exchange.weights import Weights, in_official_order, kind_of, reco
 
 
 def header_of(weights: Weights) -> dict[str, str]:
-    """What names and shapes do not tell, as a file's metadata: section `model` as JSON, `audio_mean`, `audio_std`."""
-    return {
+    """What names and shapes do not tell, as a file's metadata: section `model` as JSON, `audio_mean`, `audio_std`.
+
+    Also the run's `step`, where it is known.
+    """
+    step = {} if weights.step is None else {"step": str(weights.step)}
+    return step | {
         "model": weights.model.model_dump_json(),
         "audio_mean": str(weights.audio_mean),
         "audio_std": str(weights.audio_std),
@@ -50,7 +54,8 @@ def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | 
     try:
         model = ModelConfig.model_validate_json(header["model"])
         mean, std = float(header["audio_mean"]), float(header["audio_std"])
+        step = int(header["step"]) if "step" in header else None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{source!r} has a header that this version does not know; export it again") from error
     kind, classes = kind_of(tensors, source)
-    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True))
+    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))

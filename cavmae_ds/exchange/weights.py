@@ -44,6 +44,8 @@ class Weights:
     """What they are then divided by."""
     heads_known: bool = False
     """The numbers of heads were told with the weights: no shape tells them."""
+    step: int | None = None
+    """Optimizer steps of the run that they are of, where that is known."""
 
 
 def recognise(

@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from cavmae_ds.monitor.log import LOG, LogWriter
 
-METRICS = ("loss/total", "retrieval/in_batch_accuracy", "validation/total", "probe/audio_to_image_recall_at_1")
+METRICS = (
+    "loss/total", "retrieval/in_batch_accuracy", "validation/total", "validation/map", "validation/accuracy",
+    "probe/audio_to_image_recall_at_1",
+)  # fmt: skip
 """Curves that TensorBoard lists beside the hyperparameters; of those a run does not draw the column stays empty."""
 
 ROOM = 4 << 20
@@ -26,6 +29,7 @@ OVERVIEW = {
         "contrastive loss": ["Multiline", ["loss/contrastive", "validation/contrastive"]],
         "retrieval, first hit": ["Multiline", ["probe/.*recall_at_1$"]],
         "retrieval, class of the first hit": ["Multiline", ["probe/.*class_precision_at_1"]],
+        "classifier on validation clips": ["Multiline", ["validation/map", "validation/accuracy"]],
     },
     "is it well": {
         "gradient norm": ["Multiline", ["optim/grad_norm"]],

@@ -125,7 +125,8 @@ class Monitor:
         every = self._cfg.monitor.pictures_every
         due = every > 0 and step % every == 0 and not done.skipped
         if self._curves and due and isinstance(self._cfg, RunConfig) and drawable(done.output):
-            figure = draw_reconstructions(done.output, self._cfg.loss.normalise_pixels, self._cfg.monitor.pictures)
+            names, normalised = done.evidence[-1].clip_ids, self._cfg.loss.normalise_pixels
+            figure = draw_reconstructions(done.output, normalised, self._cfg.monitor.pictures, names)
             self._curves.picture("reconstructions", figure_pixels(figure), step)
 
     def validate(self, step: int, validation: Validates | None) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
+
+from cavmae_ds.terminal import folding_table
 
 GIB = 2**30
 
@@ -58,7 +60,7 @@ def _memory(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
 def _speed(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
     table = _table(
         title, "", "ZeRO", "micro batch", "compared with", "extra FLOPs", "ZeRO MB", "contrast MB", "ms a step",
-        "clips/s", "days",
+        "clips/s", "days (hours)",
     )  # fmt: skip
     for name, row in rows:
         received = row["received_bytes_per_step"]
@@ -72,9 +74,15 @@ def _speed(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
             f"{received['contrastive'] / 1e6:,.1f}",
             f"{row['seconds_per_step']['step'] * 1e3:,.0f}",
             f"{row['clips_per_second']:,.0f}",
-            f"{row['days']:.2f}" if row["days"] >= 1 else f"{row['days']:.2g}",
+            _duration(row["days"]),
         )
     return table
+
+
+def _duration(days: float) -> str:
+    """`12.30 (295)`: days, and the same in hours."""
+    hours = 24 * days
+    return f"{days:.2f} ({hours:.0f})" if days >= 1 else f"{days:.2g} ({hours:.2g})"
 
 
 def _scaling(points: list[dict[str, Any]]) -> Table:
@@ -95,7 +103,8 @@ def _advice(plan: dict[str, Any]) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    return table
+    name, *numbers = columns
+    made = [Column(name), *(Column(number, justify="right") for number in numbers)]
+    return folding_table(
+        *made, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,31 @@ def add(folder: Path, *lines: dict) -> None:
         log.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def rows_of(printed: str) -> dict[str, list[list[str]]]:
+    """First cell -> the other cells of its row and of those below it that have none."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in printed.splitlines():
+        name, *cells = re.split(" {2,}", line.rstrip().removeprefix(" "))
+        if cells:
+            rows.setdefault(name or list(rows)[-1], []).append(cells)
+    return rows
+
+
+def test_scores_of_finetuned_runs_are_compared_and_no_name_is_broken_at_80_columns(tmp_path):
+    runs = [run_folder(tmp_path / f"finetuned_run_{name}", batch=8) for name in "abcdefgh"]
+    for run in runs:
+        add(run, {"time": 6 * HOUR, "step": 5, "validation/map": 0.75, "validation/accuracy": 0.25})
+        add(run, {"time": 7 * HOUR, "step": 10, "validation/map": 0.5, "probe/audio_to_image_recall_at_1": 0.0312})
+
+    printed = compare(*runs, "--out", tmp_path / "c.png")
+
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    rows = rows_of(printed)
+    tags = ["loss/total", "validation/map", "validation/accuracy", "probe/audio_to_image_recall_at_1"]
+    assert [name for name in rows if "/" in name] == tags
+    assert rows["validation/map"] == [[run.name, "0.5 (10)", "0.75 (5)"] for run in runs]
+
+
 def compare(*arguments: str | Path) -> str:
     finished = CliRunner().invoke(app, ["compare", *map(str, arguments)], catch_exceptions=False)
     assert finished.exit_code == 0, finished.output
@@ -49,10 +75,10 @@ def test_runs_of_different_batch_are_drawn_by_clips_with_their_best_values_and_w
     with Image.open(tmp_path / "new" / "c.png") as picture:
         assert picture.format == "PNG" and picture.width > 600
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # lines and letters
-    rows = {line.split("│")[1].strip(): line for line in said.splitlines() if "│" in line}
-    assert "0.2, 0.2 (10)" in rows["loss/total"] and "0.3333, 0.3333 (6)" in rows["loss/total"]  # lowest
-    assert "0.5, 0.5 (10)" in rows["perf/mfu"]  # highest
-    assert "0.0001" in rows["optim.learning_rate"] and "0.0004" in rows["optim.learning_rate"]
+    rows = rows_of(said)
+    assert rows["loss/total"] == [["small", "0.2 (10)", "0.2 (10)"], ["large", "0.3333 (6)", "0.3333 (6)"]]
+    assert rows["perf/mfu"][0] == ["small", "0.5 (10)", "0.5 (10)"]  # the highest is best
+    assert rows["optim.learning_rate"] == [["small", "0.0001"], ["large", "0.0004"]]
     assert "train.global_batch" in rows and "run_dir" not in rows and "train.steps" not in rows
     found = load_runs(runs)
     assert found[0].axis("loss/total", "clips") == [16, 32, 48, 64, 80]

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import AVERAGED, MASTER
 from cavmae_ds.checkpoint.weights import assemble
+from cavmae_ds.cli import app
 from cavmae_ds.config import FinetuneConfig
 from cavmae_ds.config.load import load_run
 from cavmae_ds.data.clips import collate
@@ -139,6 +141,9 @@ def test_at_its_end_a_run_is_scored_as_cavmae_evaluate_scores_its_averaged_weigh
     assert (written["weights"], written["step"]) == (str(undisturbed / AVERAGED_WEIGHTS), STEPS)
     assert "scores of the averaged weights" in said
     assert f"{written['modes']['missingvideoonly']['mean_average_precision']:.2%}" in said
+    reported = CliRunner().invoke(app, ["report", str(undisturbed)], catch_exceptions=False)
+    assert reported.exit_code == 0 and "finetuning, finished" in reported.output
+    assert f"step {STEPS}; data" in reported.output and "validation/map" in reported.output
 
 
 @pytest.mark.parametrize(

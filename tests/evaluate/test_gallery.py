@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from cavmae_ds.data.contact_sheet import ShownClip
 from cavmae_ds.data.pictures import encode_picture
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
-from cavmae_ds.evaluate.gallery import Gallery, Hit, Kinship, Query, Search, spread_queries
+from cavmae_ds.evaluate.gallery import COSINE, Gallery, Hit, Kinship, Query, Search, spread_queries
 from cavmae_ds.evaluate.gallery_page import gallery_page
 from cavmae_ds.evaluate.gallery_picture import COLOURS, draw_gallery
 from cavmae_ds.evaluate.judging import Pooled
@@ -62,9 +64,10 @@ def gallery() -> Gallery:
         sound = draw.integers(-9999, 9999, 16000).astype(np.int16)
         return ShownClip(name, "", 0.0, labels, [], [frame], [], sound, draw.standard_normal((98, 128), np.float32))
 
+    scores = "frame of a sound: R@1 <b>"
     hits = [Hit(1, 0.9, Kinship.same_class), Hit(0, 0.8, Kinship.partner), Hit(2, -0.1, Kinship.other)]
     clips = {0: clip("a<b", ["dog & cat"]), 1: clip("$x_1$", ["dog & cat"]), 2: clip("c", [])}
-    return Gallery("run: <shards>", 3, [Query(0, Search(hits, 2), Search(hits[::-1], 2))], clips)
+    return Gallery("run: <shards>", 3, [Query(0, Search(hits, 2), Search(hits[::-1], 2))], clips, scores)
 
 
 def test_a_page_holds_every_sound_and_frame_loads_nothing_and_escapes_names(gallery):
@@ -75,7 +78,8 @@ def test_a_page_holds_every_sound_and_frame_loads_nothing_and_escapes_names(gall
     asked_and_hits = [0, 2, 0, 1]  # the sound that is searched by, then what the frame finds
     for row, sound in zip(asked_and_hits, heard, strict=True):
         assert (sound == gallery.clips[row].audio).all()
-    assert page.count('src="data:image/jpeg') == 4 and page.count('src="data:image/png') == 4
+    assert page.count('src="data:image/jpeg') == 4 and page.count('src="data:image/png') == 5  # and the colour bar
+    assert "R@1 &lt;b&gt;" in page and escape(COSINE) in page
     assert re.findall('figure class="([a-z_]*)"', page) == [
         "same_class",
         "partner",
@@ -91,8 +95,12 @@ def test_a_page_holds_every_sound_and_frame_loads_nothing_and_escapes_names(gall
 
 def test_a_picture_frames_hits_by_what_they_are(gallery):
     figure = draw_gallery(gallery)
-    panels = figure.subfigs[0].axes
+    *panels, bar = figure.subfigs[0].axes
     assert len(panels) == 12
+    assert bar.get_ylabel() == "log energy" and bar.get_ylim() == pytest.approx(gallery.scale)
+    ticks = [label.get_text() for label in panels[7].get_yticklabels()]
+    assert panels[7].get_ylabel() == "kHz" and ticks == ["0.25", "0.5", "1", "2", "4"]
+    assert gallery.scores in figure.get_suptitle() and "cosine" in figure.get_suptitle()
     edges = [to_hex(panel.spines["left"].get_edgecolor()) for panel in panels[1:4] + panels[7:10]]
     kinds = [hit.kinship for search in gallery.queries[0][1:] for hit in search.hits]
     assert edges == [COLOURS[kind] for kind in kinds]
@@ -110,5 +118,7 @@ def test_a_model_is_shown_by_its_own_clips(tmp_path, tiny_shards):
     sound = base64.b64decode(re.findall('src="data:audio/wav;base64,([^"]*)"', page)[0])
     assert (soundfile.read(io.BytesIO(sound), dtype="int16")[0] == audio_of(samples[0])).all()
     assert "2 queries and what they find are shown in" in told
+    scores = json.loads((tmp_path / "base.retrieval.json").read_text())
+    assert f"frame of a sound: R@1 {scores['audio_to_image']['recall_at_1']:.1%}" in page
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 1000  # not a blank page

@@ -91,10 +91,23 @@ def test_averaged_weights_of_a_run_are_scored_beside_its_last_ones(tmp_path, tin
         (["--weights", "ema"], CheckpointError, "chooses among those of a run folder"),
         (["--gallery", "found.pdf"], ConfigError, r"--gallery must end in \.html or \.png, got 'found\.pdf'"),
         (["--ids", "IDS"], ConfigError, "--ids: 2 of 2 ids are those of no clip: 'no such', 'nor this'"),
+        (["--mode", "audioonly"], ConfigError, "--mode has no use in retrieval: leave it out, or score by --what clas"),
+        (["--probabilities", "softmax"], ConfigError, "--probabilities has no use in retrieval"),
         (["--ids", "nowhere.txt"], ConfigError, "--ids nowhere.txt cannot be read"),
         (["--gallery", "/proc/found.png"], ConfigError, "cannot write '/proc/found.png'"),
     ],
-    ids=["a number", "no frame", "twice", "a file", "no picture", "no clips", "no list", "nowhere"],
+    ids=[
+        "a number",
+        "no frame",
+        "twice",
+        "a file",
+        "no picture",
+        "no clips",
+        "a mode",
+        "probabilities",
+        "no list",
+        "nowhere",
+    ],
 )
 def test_what_cannot_be_done_is_refused_in_one_sentence(options, kind, sentence, base, tiny_shards, tmp_path):
     (tmp_path / "ids.txt").write_text("nor this\nno such\n")
@@ -108,6 +121,8 @@ def test_a_run_without_averaged_weights_and_a_gallery_of_a_classifier_are_refuse
     for options, sentence in (
         (["--weights", "averaged"], r"holds no averaged\.safetensors: a finetuning run writes it at its end"),
         (["--gallery", "found.png"], "this is a classifier: add --what retrieval"),
+        (["--classes-by", "nonsense"], "--classes-by has no use in classification: leave it out, or score by --what"),
+        (["--classes-by", "nonsense", "--per-class", "2"], "no class has a name or an id that begins with 'nonsense'"),
     ):
         with pytest.raises((CheckpointError, ConfigError), match=sentence):
             CliRunner().invoke(

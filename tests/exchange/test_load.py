@@ -19,7 +19,7 @@ KINDS = ["pretrain", "finetune", "finetune-audio"]
 def weights_of(kind) -> Weights:
     """With statistics of their own."""
     told = recognise(small_model(kind).state_dict(), "a model", **HEADS)
-    return Weights(kind, SIZES, told.classes, told.tensors, "a model", audio_mean=-4.0, audio_std=3.5)
+    return Weights(kind, SIZES, told.classes, told.tensors, "a model", audio_mean=-4.0, audio_std=3.5, step=7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +32,7 @@ def test_one_file_tells_everything_needed_to_use_it(kind, tmp_path):
     assert list(read.tensors) == list(given.tensors)
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in given.tensors.items())
     loaded = load_model(tmp_path / "one.safetensors")
+    assert loaded.step == read.step == 7
     assert loaded.config.num_heads == 4 and loaded.model.normalisation.audio_mean == (-4.0,)
 
 

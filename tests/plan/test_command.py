@@ -133,3 +133,10 @@ def test_what_is_impossible_is_refused_with_what_would_be_possible(case, monkeyp
     arguments, expected = REFUSALS[case]
     said = refusal(monkeypatch, capsys, BASE, "--clips", "1772023", *arguments)
     assert all(part in said for part in expected), said
+
+
+@pytest.mark.parametrize(("days", "shown"), [(0.051, "0.051 (1.2)"), (0.9, "0.9 (22)"), (12.3, "12.30 (295)")])
+def test_days_are_shown_with_their_hours(days, shown):
+    from cavmae_ds.plan.tables import _duration
+
+    assert _duration(days) == shown
