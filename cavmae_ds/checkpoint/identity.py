@@ -51,8 +51,11 @@ class Change(NamedTuple):
 
     def allowed(self, entries: Sequence[str], used: Sequence[str]) -> bool:
         """Whether resume.allow has an entry for it; those without a value count once."""
-        unused = set(entries) - set(used)
-        return any(key in unused or self.entry(key) in entries for key in self.consents)
+        for entry in entries:
+            key, with_value, text = entry.partition("=")
+            if key in self.consents and (_is(text, self.now) if with_value else entry not in used):
+                return True
+        return False
 
 
 class Resumption(NamedTuple):
@@ -156,6 +159,14 @@ def _entries(refused: Sequence[Change], cfg: CommonConfig, used: Sequence[str]) 
 def _text(value: Any) -> str:
     """As a run file has it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is(text: str, value: Any) -> bool:
+    """Whether the text is this value, written in any way."""
+    try:
+        return text == _text(value) or json.loads(text) == value
+    except ValueError:
+        return False
 
 
 def _warn_of_other_origin(changes: Sequence[Change], cfg: CommonConfig, address: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.load import validate_config
+from cavmae_ds.config import FinetuneConfig, RunConfig
+from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
+from cavmae_ds.config.load import validate_config, validate_run
 from cavmae_ds.errors import CheckpointError
 from tests.engine.optim_problem import numbers
 
@@ -166,6 +167,9 @@ def test_what_is_learnt_and_the_order_change_only_where_the_run_file_allows_it(k
 def test_an_entry_is_used_up_by_the_change_that_it_allowed_and_one_with_a_value_allows_that_value():
     key = "mask.audio_ratio"
     first = go_on(saved(run({"micro_batch": 4})), changed(key, 0.9, [key]))
+    # Killed before it saved, the same start is the same again.
+    assert go_on(saved(run({"micro_batch": 4})), changed(key, 0.9, [key])) == first
+    go_on(saved(run({"micro_batch": 4})), changed(key, 0.9, [f"{key}=0.90"]))
     after = saved(changed(key, 0.9, [key]), used=first.used)
     assert go_on(after, changed(key, 0.9, [key])) == ([], [key])
     with pytest.raises(CheckpointError) as refusal:
@@ -215,6 +219,35 @@ def test_other_candidates_can_be_allowed():
     with pytest.raises(CheckpointError, match=re.escape("or allow it with resume.allow: [contrastive.negatives]")):
         go_on(manifest, run({"micro_batch": 8}), ranks=1)
     go_on(manifest, changed("train.micro_batch", 8, ["train.micro_batch"]), ranks=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "end"),
+    [
+        (
+            "loss",
+            "label_smoothing",
+            0.0,
+            "now 0.0); restore it, choose another run_dir, or allow it with",
+        ),
+        ("augment", "mixup", 0.0, "now 0.0); restore it, choose another run_dir, or allow it with"),
+        ("classifier", "mode", "audioonly", "now audioonly); restore it, choose another run_dir, or allow it with"),
+        ("classifier", "freeze_base", True, "now true); restore it or choose another run_dir"),
+    ],
+)
+def test_a_finetuning_is_compared_by_its_own_settings(section, name, value, end):
+    def finetuning(**changes: dict[str, Any]) -> FinetuneConfig:
+        return validate_run({"train": {"epochs": 1}, "classifier": {}} | changes, FinetuneConfig)
+
+    shared = {one.name: getattr(numbers(2), one.name) for one in fields(CommonNumbers)}
+    counted = FinetuneNumbers(**shared, classes=4, class_names=())
+    manifest = Manifest(
+        step=2, clips_seen=512, ranks=2, zero_stage=1, identity=identity(finetuning(), counted),
+        config=finetuning().model_dump(mode="json"),
+    )  # fmt: skip
+    check_same_run(manifest, finetuning(evaluate={"batch": 3}), counted, "there")
+    with pytest.raises(CheckpointError, match=re.escape(f"({section}.{name} was ") + ".*" + re.escape(end)):
+        check_same_run(manifest, finetuning(**{section: {name: value}}), counted, "there")
 
 
 def test_what_cannot_be_allowed_is_refused_without_that_advice():
