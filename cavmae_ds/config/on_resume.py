@@ -5,6 +5,7 @@ The kinds are declared beside the keys, in sections/: for a whole section, or in
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple, get_args
@@ -90,9 +91,8 @@ def check_allowed(entries: Iterable[str], run: type[Section]) -> None:
         if key in CONTENT or kinds.get(key) in ALLOWABLE:
             continue
         if key not in kinds:
-            raise ValueError(
-                f"resume.allow names {key!r}, which is no key of this run; give keys in full, for example data.shuffle"
-            )
+            (near,) = difflib.get_close_matches(key, kinds, 1, cutoff=0.0)
+            raise ValueError(f"resume.allow names {key!r}, which is no key of this run, did you mean {near!r}?")
         if kinds[key] is OnResume.FIXED:
             raise ValueError(
                 f"resume.allow names {key!r}, which cannot change: it decides {MEANING[OnResume.FIXED][0]}; "

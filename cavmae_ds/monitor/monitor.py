@@ -147,8 +147,8 @@ class Monitor:
     def settings_changed(self, step: int, changes: Sequence[Change]) -> None:
         """An event for each setting that is another one from here on, and all of them as a text in TensorBoard."""
         for change in changes:
-            facts = {"key": change.key, "was": change.was, "now": change.now, "allowed": change.refusable}
-            self.event(step, "setting changed", **facts)
+            allowed = {"allowed_by": "resume.allow"} if change.refusable else {}
+            self.event(step, "setting changed", key=change.key, was=change.was, now=change.now, **allowed)
         if self._curves and changes:
             self._curves.text("run/changed_settings", as_code("\n".join(map(str, changes))))
 

@@ -40,7 +40,7 @@ def test_the_page_has_the_table_that_the_code_makes():
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ("mask.ratio", "resume.allow names 'mask.ratio', which is no key of this run; give keys in full"),
+        ("mask.ratio", "resume.allow names 'mask.ratio', which is no key of this run, did you mean 'mask.image_ratio'"),
         ("mask", "resume.allow names 'mask', which is no key of this run"),
         ("classifier.mode", "resume.allow names 'classifier.mode', which is no key of this run"),
         (

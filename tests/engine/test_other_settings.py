@@ -59,8 +59,8 @@ def test_another_value_is_refused_or_allowed_once_and_the_run_folder_says_so(tin
     changed = {entry["key"]: entry for entry in read_log(run_dir) if entry.get("event") == "setting changed"}
     assert changed.keys() == {"mask.audio_ratio", "data.train", "train.steps"}
     mask = changed["mask.audio_ratio"]
-    assert (mask["step"], mask["was"], mask["now"], mask["allowed"]) == (2, 0.75, 0.9, True)
-    assert not changed["train.steps"]["allowed"]
+    assert (mask["step"], mask["was"], mask["now"], mask["allowed_by"]) == (2, 0.75, 0.9, "resume.allow")
+    assert "allowed_by" not in changed["train.steps"]
     ((step, text),) = texts(run_dir, "run/changed_settings")
     assert step == 2 and "mask.audio_ratio was 0.75, now 0.9\n" in text
     assert (run_dir / "config-until-step-00000002.yaml").read_bytes() == kept[0]
