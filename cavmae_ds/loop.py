@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
-from cavmae_ds.config.load import to_yaml
+from cavmae_ds.config.history import write_config
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
@@ -121,12 +121,12 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         closing.callback(checkpoints.close)  # after an error only when the others have been told of it
         start = checkpoints.resume()
         if world.is_first:
-            cfg.run_dir.mkdir(parents=True, exist_ok=True)
-            (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
+            write_config(cfg, start)
         parts = make(world, engine)
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
         monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)
         try:
+            monitor.settings_changed(start, checkpoints.resumption.changes)
             guard = Guard(cfg, world, monitor, checkpoints, engine.skipped_steps)
             yield Run(world, watch, agreement, engine, means, parts, loader, monitor, guard, checkpoints, start)
         finally:

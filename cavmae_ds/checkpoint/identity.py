@@ -1,81 +1,181 @@
 """What must be the same for a resume to continue the same run. The number of ranks and the ZeRO stage are not.
 
-Nor is section init: it says nothing of the steps to come, a resume does not open what it names, and that may have been
-moved or removed since. But whoever changes it hears that it is not acted upon.
+config/on_resume.py knows the kind of each key; resume.allow lets some of them change. A resume does not open what
+section init names, and that may have been moved or removed since; a change there has no effect, and a warning says so.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from cavmae_ds.checkpoint.folder import Manifest
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
+from cavmae_ds.config import CommonConfig, RunConfig
 from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
+from cavmae_ds.config.on_resume import ALLOWABLE, OnResume, settings, values_by_key
 from cavmae_ds.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+_COMPARED = (OnResume.FIXED, OnResume.LEARNT, OnResume.ORDER)
+
+# What follows from settings, as keys of an identity.
+_INDEX = "fingerprints of the indexes"
+_CLIPS = "clips in each source"
+_EPOCH = "clips in an epoch"
 _POOL = "clips compared with each other"
+_USED = "used entries of resume.allow"
 
 
-def identity(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
-    """Setting -> value, as JSON has them."""
-    # The sizes count, not what they were called, nor in which portions they are computed.
-    sizes = cfg.model.model_dump(mode="json", exclude={"preset", "decoder_chunk", "checkpoint_towers"})
-    model = {f"model.{key}": value for key, value in sizes.items()}
-    train = {f"train.{key}": getattr(cfg.train, key) for key in ("seed", "global_batch", "precision")}
-    ema = {"train.ema_clips": cfg.train.ema_clips} if cfg.train.ema_clips else {}  # may be given up, not taken up
-    optim = {"optim.name": cfg.optim.name}
-    data = {f"data.{key}": getattr(cfg.data, key) for key in ("sampling", "validation_share")}
-    counts = {"clips in each source": list(numbers.clips_by_source), "clips in an epoch": numbers.epoch_clips}
-    return model | train | ema | optim | data | counts | _of_kind(cfg, numbers)
+class Change(NamedTuple):
+    """A setting, or what follows from some, that is not what a checkpoint was made with."""
+
+    key: str
+    was: Any
+    now: Any
+    refusable: bool
+    consents: tuple[str, ...] = ()
+    """If refusable: keys of which resume.allow may name one, the first is proposed; none: nothing can allow it."""
+
+    def __str__(self) -> str:
+        return f"{self.key} was {_text(self.was)}, now {_text(self.now)}"
+
+    def entry(self, key: str) -> str:
+        """What allows a change to this value alone."""
+        return f"{key}={_text(self.now)}"
+
+    def allowed(self, entries: Sequence[str], used: Sequence[str]) -> bool:
+        """Whether resume.allow has an entry for it; those without a value count once."""
+        for entry in entries:
+            key, with_value, text = entry.partition("=")
+            if key in self.consents and (_is(text, self.now) if with_value else entry not in used):
+                return True
+        return False
 
 
-def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers, address: str) -> None:
-    """Raises CheckpointError, naming what differs, if a checkpoint is not this run's; says so if its origin differs."""
-    now, saved = identity(cfg, numbers), manifest.identity
-    differing = [key for key, value in now.items() if key != _POOL and saved.get(key) != value]
-    if differing:
-        changes = ", ".join(f"{key} was {saved.get(key)}, now {now[key]}" for key in differing)
+class Resumption(NamedTuple):
+    """How a run that goes on differs from the one that saved the checkpoint."""
+
+    changes: list[Change]
+    used: list[str]
+    """Entries of resume.allow that have allowed a change by now, and allow no other one."""
+
+
+def identity(cfg: CommonConfig, numbers: CommonNumbers, used: Sequence[str] = ()) -> dict[str, Any]:
+    """What the manifest keeps to be compared: setting -> value, as JSON has them; and the used entries."""
+    values = values_by_key(cfg.model_dump(mode="json"))
+    compared = {one.key: values[one.key] for one in settings(type(cfg)) if one.kind in _COMPARED}
+    del compared["data.epoch_clips"]  # the number that it comes to counts
+    if not cfg.train.ema_clips:  # may be given up, not taken up
+        del compared["train.ema_clips"]
+    compared |= {_CLIPS: list(numbers.clips_by_source), _EPOCH: numbers.epoch_clips}
+    if numbers.fingerprints:
+        compared[_INDEX] = "+".join(numbers.fingerprints)
+    if isinstance(numbers, FinetuneNumbers):
+        compared["classifier.classes"] = numbers.classes
+    if isinstance(cfg, RunConfig):
+        if not cfg.augment.noise:  # may be given up
+            del compared["augment.noise"]
+        if cfg.loss.contrastive_weight > 0:
+            compared[_POOL] = _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)
+        else:
+            compared = {key: value for key, value in compared.items() if not key.startswith("contrastive.")}
+    return compared | ({_USED: list(used)} if used else {})
+
+
+def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers, address: str) -> Resumption:
+    """What differs from a checkpoint. Raises CheckpointError, naming it, for what must not, or not without consent."""
+    changes, used = _changes(manifest, cfg, numbers), manifest.identity.get(_USED, [])
+    refused = [one for one in changes if one.refusable and not one.allowed(cfg.resume.allow, used)]
+    if settings_refused := [one for one in refused if one.key != _POOL]:
+        differences = f"checkpoint {address!r} belongs to another run ({', '.join(map(str, settings_refused))}"
+        if not all(one.consents for one in settings_refused):
+            raise CheckpointError(f"{differences}); restore it or choose another run_dir")
         raise CheckpointError(
-            f"checkpoint {address!r} belongs to another run ({changes}); restore it or choose another run_dir"
+            f"{differences}); restore it, choose another run_dir, or allow it with resume.allow: "
+            f"{_entries(refused, cfg, used)}"
         )
-    if isinstance(cfg, RunConfig) and _POOL in now and _POOL in saved and now[_POOL] != saved[_POOL]:
+    if refused and isinstance(cfg, RunConfig):
+        (pool,) = refused
         raise CheckpointError(
-            f"checkpoint {address!r} has every clip compared among {saved[_POOL]}, this run (ranks: {numbers.ranks}, "
-            f"train.micro_batch: {cfg.train.micro_batch}) among {now[_POOL]}; "
-            f"{_advice(cfg, manifest.ranks, numbers.ranks, saved[_POOL])} or choose another run_dir"
+            f"checkpoint {address!r} has every clip compared among {pool.was}, this run (ranks: {numbers.ranks}, "
+            f"train.micro_batch: {cfg.train.micro_batch}) among {pool.now}; "
+            f"{_advice(cfg, manifest.ranks, numbers.ranks, pool.was)} or choose another run_dir, or "
+            f"allow it with resume.allow: {_entries(refused, cfg, used)}"
         )
-    _say_if_other_origin(manifest, cfg, address)
+    _warn_of_other_origin(changes, cfg, address)
+    needed = {key for one in changes for key in one.consents}
+    return Resumption(changes, [*used, *(entry for entry in cfg.resume.allow if entry in needed.difference(used))])
 
 
-def _say_if_other_origin(manifest: Manifest, cfg: CommonConfig, address: str) -> None:
-    now, saved = cfg.init.model_dump(mode="json"), manifest.config.get("init", {})
-    changes = [f"init.{key} was {saved.get(key)}, now {value}" for key, value in now.items() if saved.get(key) != value]
-    if cfg.init.given and changes:
+def _changes(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers) -> list[Change]:
+    """First what is refusable, then all other settings that differ."""
+    kinds = {one.key: one.kind for one in settings(type(cfg))}
+    # An older version kept fewer keys in the identity, but its whole config; a key that is newer than that version did
+    # what its default does now.
+    defaults = {one.key: one.default for one in settings(type(cfg)) if one.default is not PydanticUndefined}
+    configured = to_jsonable_python(defaults) | values_by_key(manifest.config)
+    saved, now = configured | manifest.identity, identity(cfg, numbers)
+    differing = {key for key, value in now.items() if saved.get(key, value) != value}
+    # The numbers of clips follow from what is named more plainly.
+    if _INDEX in differing:
+        differing.discard(_CLIPS)
+    if any(key in (_INDEX, _CLIPS) or kinds.get(key) is OnResume.ORDER for key in differing):
+        differing.discard(_EPOCH)
+    source = "data.sources" if cfg.data.sources else "data.train"
+    consents = {
+        _INDEX: (source,),
+        _CLIPS: (source,),
+        _EPOCH: ("data.epoch_clips",),
+        _POOL: tuple(sorted(key for key, kind in kinds.items() if kind is OnResume.CANDIDATES)),
+    } | {key: (key,) for key, kind in kinds.items() if kind in ALLOWABLE}
+    names = {_INDEX: f"{source} (its index)"}
+    refusable = [
+        Change(names.get(key, key), saved[key], now[key], True, consents.get(key, ()))
+        for key in now
+        if key in differing
+    ]
+    return refusable + [
+        Change(key, configured[key], value, False)
+        for key, value in values_by_key(cfg.model_dump(mode="json")).items()
+        if key not in now and configured.get(key, value) != value and not key.startswith("resume.")
+    ]
+
+
+def _entries(refused: Sequence[Change], cfg: CommonConfig, used: Sequence[str]) -> str:
+    """What to write, with the value where an entry of the key alone is used up."""
+    entries = [one.entry(one.consents[0]) if one.consents[0] in used else one.consents[0] for one in refused]
+    spent = [one.consents[0] for one in refused if one.consents[0] in {*used} & {*cfg.resume.allow}]
+    why = f" ({', '.join(spent)} there has allowed a change before)" if spent else ""
+    listed = yaml.safe_dump(list(dict.fromkeys(entries)), default_flow_style=True, width=1000).strip()
+    return f"{listed}{why}"
+
+
+def _text(value: Any) -> str:
+    """As a run file has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is(text: str, value: Any) -> bool:
+    """Whether the text is this value, written in any way."""
+    try:
+        return text == _text(value) or json.loads(text) == value
+    except ValueError:
+        return False
+
+
+def _warn_of_other_origin(changes: Sequence[Change], cfg: CommonConfig, address: str) -> None:
+    origin = [str(change) for change in changes if change.key.startswith("init.")]
+    if cfg.init.given and origin:
         log.warning(
             "%s: this run goes on from checkpoint %r; to begin with other weights choose another run_dir",
-            ", ".join(changes), address,
+            ", ".join(origin), address,
         )  # fmt: skip
-
-
-def _of_kind(cfg: CommonConfig, numbers: CommonNumbers) -> dict[str, Any]:
-    """What only pretraining, or only finetuning, has."""
-    if isinstance(cfg, FinetuneConfig) and isinstance(numbers, FinetuneNumbers):
-        sections = {"classifier": cfg.classifier, "augment": cfg.augment, "average": cfg.average}
-        settings = {
-            f"{name}.{key}": value
-            for name, section in sections.items()
-            for key, value in section.model_dump(mode="json").items()
-        }
-        return settings | {"classifier.classes": numbers.classes}
-    if isinstance(cfg, RunConfig):
-        pretraining: dict[str, Any] = {"augment.noise": True} if cfg.augment.noise else {}  # may be given up
-        if cfg.loss.contrastive_weight > 0:
-            pretraining[_POOL] = _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)
-        return pretraining
-    return {}
 
 
 def _pool(cfg: RunConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:

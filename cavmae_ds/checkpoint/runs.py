@@ -11,7 +11,7 @@ from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.disk import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.engine_state import EngineState
 from cavmae_ds.checkpoint.folder import DamagedCheckpoint, Manifest, checkpoint_root
-from cavmae_ds.checkpoint.identity import check_same_run, identity
+from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
 from cavmae_ds.checkpoint.restoring import newest_first, restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.rewinds import Rewinds
@@ -59,6 +59,8 @@ class Checkpoints:
         self._newest = 0
         """The newest step of which there is a checkpoint."""
         self._outcomes: list[Outcome] = []
+        self.resumption = Resumption([], [])
+        """What differs from the checkpoint that was resumed."""
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the optimizer steps done (0 for a fresh run).
@@ -78,6 +80,8 @@ class Checkpoints:
             self._newest = self._saved_step = manifest.step
             before = f"ranks: {manifest.ranks}, ZeRO stage: {manifest.zero_stage}"
             log.info("resumed from step %d (%s)", manifest.step, before)
+            for change in (one for one in self.resumption.changes if one.refusable):
+                log.warning("%s from step %d on, as resume.allow says", change, manifest.step)
         return self._newest
 
     def overdue(self) -> bool:
@@ -148,7 +152,7 @@ class Checkpoints:
         return any(saved < step for saved, _ in found)
 
     def _fits(self, manifest: Manifest, address: str) -> None:
-        check_same_run(manifest, self._cfg, self._numbers, address)
+        self.resumption = check_same_run(manifest, self._cfg, self._numbers, address)
         if self.rewinds.left_behind(manifest):
             raise DamagedCheckpoint(f"checkpoint {address!r} is of steps that the run has gone back from")
 
@@ -161,7 +165,7 @@ class Checkpoints:
             zero_stage=self._engine.zero_optimization_stage(),
             states=self._state.states(),
             scalars=self._state.scalars(),
-            identity=identity(self._cfg, self._numbers),
+            identity=identity(self._cfg, self._numbers, self.resumption.used),
             rewinds=self.rewinds.all,
             parameters=self._state.parameters(),
             config=self._cfg.model_dump(mode="json"),

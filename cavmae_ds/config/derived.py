@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
 from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.config.sections.finetune import FinetuneConfig
 from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.data.fingerprint import fingerprint
 from cavmae_ds.data.order import steps_per_epoch
 from cavmae_ds.data.shards import check_shards, read_manifest
 from cavmae_ds.data.sources import training_sources
@@ -43,6 +44,7 @@ class CommonNumbers:
     parameters: int
     trainable_parameters: int
     gflop_per_clip: float
+    fingerprints: tuple[str, ...] = field(default=(), kw_only=True)
 
     def lines(self) -> str:
         """As YAML comment lines, for --dry-run and the log."""
@@ -66,11 +68,12 @@ class FinetuneNumbers(CommonNumbers):
 
 
 class _Clips(NamedTuple):
-    """What there is to train on: clips of each source, of an epoch, and those kept for validation."""
+    """What there is to train on: clips of each source, of an epoch, and those kept for validation; which clips."""
 
     by_source: tuple[int, ...]
     epoch: int
     held_out: int
+    fingerprints: tuple[str, ...] = ()
 
 
 def derive(cfg: RunConfig, ranks: int, clips: int | None = None) -> RunNumbers:
@@ -176,6 +179,7 @@ def _common(cfg: CommonConfig, ranks: int, clips: int | None) -> dict[str, Any]:
         "zero_stage": zero_stage(fragment),
         "peak_learning_rate": cfg.optim.peak_learning_rate(cfg.train.global_batch),
         "warmup_steps": warmup_steps,
+        "fingerprints": counted.fingerprints,
     }
 
 
@@ -193,6 +197,10 @@ def _count_clips(cfg: CommonConfig) -> _Clips:
         by_source=tuple(len(source.trained) for source in sources),
         epoch=sum(source.epoch_clips for source in sources),
         held_out=sum(int((~source.trained).sum()) for source in sources),
+        fingerprints=tuple(
+            fingerprint(entry.remote, cfg.data, source.weights)
+            for entry, source in zip(cfg.data.all_sources, sources, strict=True)
+        ),
     )
 
 

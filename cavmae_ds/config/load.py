@@ -137,7 +137,7 @@ def _sentence(problem: ErrorDetails, kind: type[BaseModel]) -> str:
         case "path_type":
             return f"{key!r} must be a path, got {_kind(problem['input'])}"
     rule = problem["msg"].replace("Input should be ", "must be ")
-    rule = rule.replace("a valid integer", "an integer").replace("a valid ", "a ")
+    rule = rule.replace("a valid integer", "an integer").replace("a valid tuple", "a list").replace("a valid ", "a ")
     return f"{key!r} {rule}, got {json.dumps(problem['input'], default=str)}"
 
 

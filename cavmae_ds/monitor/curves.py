@@ -90,6 +90,10 @@ class Curves:
 
         self._keep(add)
 
+    def text(self, tag: str, text: str) -> None:
+        """Lines under a tag, at the step that this process began with."""
+        self._keep(lambda writer: writer.add_text(tag, text, self._step))
+
     def close(self) -> None:
         """Flush."""
         self._keep(lambda writer: writer.close())

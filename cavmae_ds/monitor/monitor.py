@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cavmae_ds.checkpoint.disk import Outcome
+from cavmae_ds.checkpoint.identity import Change
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.data.schema import Damage
@@ -24,7 +25,7 @@ from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
 from cavmae_ds.monitor.speed import GIB, OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
-from cavmae_ds.monitor.texts import environment, hyperparameters, texts, this_machine
+from cavmae_ds.monitor.texts import as_code, environment, hyperparameters, texts, this_machine
 from cavmae_ds.optim import learning_rate_share
 from cavmae_ds.step import StepDone
 
@@ -146,6 +147,14 @@ class Monitor:
         """One line in log.jsonl: what happened, and what is worth knowing about it (plain values)."""
         if self._curves:
             self._curves.event(step, name, facts)
+
+    def settings_changed(self, step: int, changes: Sequence[Change]) -> None:
+        """An event for each setting that is another one from here on, and all of them as a text in TensorBoard."""
+        for change in changes:
+            allowed = {"allowed_by": "resume.allow"} if change.refusable else {}
+            self.event(step, "setting changed", key=change.key, was=change.was, now=change.now, **allowed)
+        if self._curves and changes:
+            self._curves.text("run/changed_settings", as_code("\n".join(map(str, changes))))
 
     def close(self) -> None:
         """Flush and end the progress line."""

@@ -19,14 +19,15 @@ import torch
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
+from cavmae_ds.config.on_resume import OnResume, settings, values_by_key
 from cavmae_ds.distributed import World
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming", "timm", "numpy", "av", "tensorboard")
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
 """Of the environment only what begins so is shown: credentials are in there too."""
 CHECKOUT = Path(__file__).resolve().parents[2]
-LEARNT_BY = ("model", "mask", "loss", "contrastive", "classifier", "augment", "average", "optim", "train")
-"""Sections that decide what is learnt."""
+NOT_LISTED = (OnResume.LOCATION, OnResume.START, OnResume.FREE)
+"""Kinds of settings that do not decide what is learnt from the clips."""
 ALWAYS_LISTED = {"optim.learning_rate", "train.global_batch"}
 
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
@@ -52,9 +53,9 @@ def this_machine(world: World) -> Machine:
 def texts(cfg: CommonConfig, numbers: CommonNumbers, machines: Sequence[Machine]) -> dict[str, str]:
     """Tag -> Markdown."""
     return {
-        "run/config": _as_code(to_yaml(cfg)),
-        "run/numbers": _as_code(numbers.lines().replace("# ", "")),
-        "run/environment": _as_code("\n".join(f"{name}: {value}" for name, value in environment(machines).items())),
+        "run/config": as_code(to_yaml(cfg)),
+        "run/numbers": as_code(numbers.lines().replace("# ", "")),
+        "run/environment": as_code("\n".join(f"{name}: {value}" for name, value in environment(machines).items())),
     }
 
 
@@ -85,15 +86,13 @@ def hyperparameters(cfg: CommonConfig) -> dict[str, float | str]:
 
     Settings that are not the default, so that the columns are few; where one is empty, it is.
     """
+    given = values_by_key(cfg.model_dump(mode="json"))
     values: dict[str, float | str] = {}
-    for section in (name for name in LEARNT_BY if name in type(cfg).model_fields):
-        given = getattr(cfg, section)
-        usual = type(given).model_fields
-        for name, value in given.model_dump(mode="json").items():
-            key = f"{section}.{name}"
-            if key in ALWAYS_LISTED or getattr(given, name) != usual[name].default:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard shows 0.0000
-                values[key] = value if number else str(value)
+    for key, kind, default in settings(type(cfg)):
+        if kind not in NOT_LISTED and (key in ALWAYS_LISTED or given[key] != default):
+            value = given[key]
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard shows 0.0000
+            values[key] = value if number else str(value)
     return values
 
 
@@ -102,7 +101,7 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1***", _PASSWORD.sub("***@", text))
 
 
-def _as_code(text: str) -> str:
+def as_code(text: str) -> str:
     """A Markdown block that keeps lines as they are."""
     return "".join(f"    {line}\n" for line in without_secrets(text).splitlines())
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from cavmae_ds.config.sections.base import Section
+from cavmae_ds.config.sections.base import OnResume, Section
 
 
 class PretrainAugmentConfig(Section):
     """What pretraining does to clips; validation changes nothing."""
+
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
 
     noise: bool = False
     """As in finetuning. Official recipes have it (spec/cav-mae.md 4.1); without it losses are of sounds as they are."""
@@ -18,6 +20,8 @@ class PretrainAugmentConfig(Section):
 
 class AugmentConfig(Section):
     """Defaults are the official finetuning recipes' (spec/cav-mae.md 4.2); evaluation augments nothing."""
+
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
 
     mixup: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of clips mixed with another one: sound, frame and labels."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +14,24 @@ Weight = Annotated[float, Field(ge=0)]
 Folder = Annotated[Path, Field(strict=False)]  # YAML has text only
 
 
+class OnResume(Enum):
+    """What a resume does about a key whose value is not the checkpoint's; config/on_resume.py has the table of all."""
+
+    FIXED = "fixed"
+    LEARNT = "learnt"
+    ORDER = "order"
+    CANDIDATES = "candidates"
+    TUNABLE = "tunable"
+    LOCATION = "location"
+    START = "start"
+    FREE = "free"
+
+
 class Section(BaseModel):
     """Frozen, strict about types, and closed: an unknown key is a mistake, not an extension."""
+
+    on_resume: ClassVar[OnResume]
+    """The kind of its keys, but for those with a kind in their annotation; none where each key has its own."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True

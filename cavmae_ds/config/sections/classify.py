@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cavmae_ds.config.sections.base import Positive, Section
+from cavmae_ds.config.sections.base import OnResume, Positive, Section
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 """What the classifier is given. The word after "missing" is what is there: for testing a model that was finetuned
@@ -20,13 +20,15 @@ ClassifierModel = Literal["audio-visual", "audio"]
 class ClassifierConfig(Section):
     """The head, and what of the encoder is trained with it."""
 
-    model: ClassifierModel = "audio-visual"
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
+
+    model: Annotated[ClassifierModel, OnResume.FIXED] = "audio-visual"
     """Which parameters there are: audio has those that hear, for modes without frames."""
     mode: Mode = "multimodal"
     """Both modalities, or one of them."""
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0), OnResume.FIXED] = 0
     """Classes of the head; 0: as many as the training shards name."""
-    freeze_base: bool = False
+    freeze_base: Annotated[bool, OnResume.FIXED] = False
     """Train the head alone: a linear probe of the encoder."""
     head_lr_ratio: Annotated[float, Field(gt=0)] = 50.0
     """The head's learning rate over the encoder's."""
@@ -45,6 +47,8 @@ class ClassifierConfig(Section):
 class ClassificationLossConfig(Section):
     """What is minimised."""
 
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
+
     kind: Literal["bce", "ce"] = "bce"
     """Binary cross-entropy of every class (clips of several classes), or cross-entropy (of exactly one)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -53,6 +57,8 @@ class ClassificationLossConfig(Section):
 
 class AverageConfig(Section):
     """A plain mean of the weights after several epochs: what is evaluated in the end (spec/cav-mae.md 4.5)."""
+
+    on_resume: ClassVar[OnResume] = OnResume.FIXED
 
     from_epoch: Annotated[int, Field(ge=0)] = 0
     """First epoch whose weights count, from 1; 0 averages nothing."""
@@ -76,6 +82,8 @@ class AverageConfig(Section):
 
 class EvaluateConfig(Section):
     """How a finetuned model is judged (spec/cav-mae.md 5.1)."""
+
+    on_resume: ClassVar[OnResume] = OnResume.FREE
 
     metric: Literal["map", "accuracy"] = "map"
     """What the best epoch is best in: mean average precision (clips of several classes), or accuracy."""

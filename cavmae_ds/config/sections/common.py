@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import model_validator
 
-from cavmae_ds.config.sections.base import Folder, Section
+from cavmae_ds.config.on_resume import check_allowed
+from cavmae_ds.config.sections.base import Folder, OnResume, Section
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.model import ModelConfig
+from cavmae_ds.config.sections.resume import ResumeConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
 from cavmae_ds.config.sections.watch import WatchConfig
 
@@ -22,9 +24,9 @@ class CommonConfig(Section):
     script: ClassVar[str]
     """What starts such a run."""
 
-    run_dir: Folder = Path("runs/default")
+    run_dir: Annotated[Folder, OnResume.LOCATION] = Path("runs/default")
     """Folder of the run: resolved config, checkpoints, TensorBoard logs, final weights."""
-    ds_config: Folder = Path("ds_configs/zero2.json")
+    ds_config: Annotated[Folder, OnResume.FREE] = Path("ds_configs/zero2.json")
     """Engine mechanics for DeepSpeed (ZeRO stage, buckets); relative to here or to the checkout."""
     init: InitConfig = InitConfig()
     model: ModelConfig = ModelConfig()
@@ -35,6 +37,7 @@ class CommonConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
     watch: WatchConfig = WatchConfig()
     guard: GuardConfig = GuardConfig()
+    resume: ResumeConfig = ResumeConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -60,4 +63,9 @@ class CommonConfig(Section):
                 f"watch.stuck_seconds must be larger than data.timeout_seconds = {self.data.timeout_seconds:g}, got "
                 f"{self.watch.stuck_seconds:g}; a rank may wait so long for a batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _allowed_keys_may_change(self) -> CommonConfig:
+        check_allowed(self.resume.allow, type(self))
         return self

@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cavmae_ds.config.sections.base import Folder, Positive, Section
+from cavmae_ds.config.sections.base import Folder, OnResume, Positive, Section
 
 
 class SourceConfig(Section):
     """One of several sources of training clips. Give at most one of the three amounts, the same one for all sources."""
 
-    remote: Annotated[str, Field(min_length=1)]
+    remote: Annotated[str, Field(min_length=1), OnResume.LOCATION]
     """Folder or s3:// address of the shards (written by `cavmae prepare`)."""
-    proportion: Annotated[float, Field(gt=0)] | None = None
+    proportion: Annotated[float | None, Field(gt=0), OnResume.ORDER] = None
     """Its share of an epoch's clips, relative to the other sources' shares."""
-    repeat: Annotated[float, Field(gt=0)] | None = None
+    repeat: Annotated[float | None, Field(gt=0), OnResume.ORDER] = None
     """Passes over it in an epoch; 0.5 is every other clip, the rest follows in the next epoch."""
-    choose: Positive | None = None
+    choose: Annotated[Positive | None, OnResume.ORDER] = None
     """Its clips in an epoch."""
 
     @property
@@ -30,45 +30,45 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Where clips come from, how they are fetched, and how many processes decode them."""
 
-    train: str = ""
+    train: Annotated[str, OnResume.LOCATION] = ""
     """Folder or s3:// address of the training shards (written by `cavmae prepare`); or give sources."""
     sources: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     """Several training sets, mixed: [{remote: ADDRESS, proportion | repeat | choose: NUMBER}, ...]."""
-    epoch_clips: Positive | None = None
+    epoch_clips: Annotated[Positive | None, OnResume.ORDER] = None
     """Clips of an epoch, with one source or with proportions; when unset, as many as the sources hold."""
-    sampling: Literal["natural", "balanced"] = "natural"
+    sampling: Annotated[Literal["natural", "balanced"], OnResume.ORDER] = "natural"
     """Every clip in turn, or draws with replacement by the weight of the clips' classes (spec/cav-mae.md 3.3)."""
-    validation: str = ""
+    validation: Annotated[str, OnResume.FREE] = ""
     """Folder or s3:// address of shards to validate on."""
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_share: Annotated[float, Field(ge=0, lt=1), OnResume.ORDER] = 0.0
     """Share of the training clips kept for validation and never trained on; the same clips in every run."""
-    cache: Folder | None = None
+    cache: Annotated[Folder | None, OnResume.LOCATION] = None
     """Folder on local disk for shards fetched from a bucket; when unset, the temporary folder."""
-    cache_limit_gib: Annotated[float, Field(gt=0)] | None = None
+    cache_limit_gib: Annotated[float | None, Field(gt=0), OnResume.FREE] = None
     """GiB that fetched shards may take on each host; the least recently used go first. When unset, no limit."""
-    predownload: Positive | None = None
+    predownload: Annotated[Positive | None, OnResume.FREE] = None
     """Clips that each worker fetches ahead; when unset, 8 micro-batches."""
-    download_retries: Annotated[int, Field(ge=0)] = 10
+    download_retries: Annotated[int, Field(ge=0), OnResume.FREE] = 10
     """Attempts after the first to fetch a shard, at growing intervals."""
-    download_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    download_timeout_seconds: Annotated[float, Field(gt=0), OnResume.FREE] = 120.0
     """After this long no further attempt to fetch a shard is made; an attempt waits a quarter of it for an answer."""
-    on_bad_clip: Literal["skip", "fail"] = "skip"
+    on_bad_clip: Annotated[Literal["skip", "fail"], OnResume.FREE] = "skip"
     """A clip or shard that stays damaged: replace it, counted and named, up to max_bad_share; or stop the run."""
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0), OnResume.FREE] = 2
     """Decoding processes of each rank; 0 decodes in the training process."""
-    shuffle: bool = True
+    shuffle: Annotated[bool, OnResume.ORDER] = True
     """Another order every epoch."""
-    shuffle_block: Positive = 16384
+    shuffle_block: Annotated[Positive, OnResume.ORDER] = 16384
     """Clips shuffled among each other; times 448 kB is what the cache must hold."""
-    canonical_nodes: Positive = 1
+    canonical_nodes: Annotated[Positive, OnResume.ORDER] = 1
     """Parts the data set is striped into: a multiple of the hosts, so that each host reads its own part."""
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_bad_share: Annotated[float, Field(ge=0, le=1), OnResume.FREE] = 0.01
     """Share of clips that may turn out undecodable before the run stops."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    timeout_seconds: Annotated[float, Field(gt=0), OnResume.FREE] = 300.0
     """Longest wait for a batch before the run stops; longer than download_timeout_seconds."""
-    audio_mean: float = -5.081
+    audio_mean: Annotated[float, OnResume.LEARNT] = -5.081
     """Mean of the raw log-mel."""
-    audio_std: Annotated[float, Field(gt=0)] = 4.4849
+    audio_std: Annotated[float, Field(gt=0), OnResume.LEARNT] = 4.4849
     """Standard deviation of the raw log-mel."""
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from cavmae_ds.config.sections.base import Positive, Section, Weight
+from cavmae_ds.config.sections.base import OnResume, Positive, Section, Weight
 
 
 class GuardConfig(Section):
@@ -15,6 +15,8 @@ class GuardConfig(Section):
     A step whose loss or gradient is not finite, on any rank, is skipped by all: weights, moments and running means stay
     as they are, the clips count as seen. The log names the clips, RUN/nonfinite holds what is known of each.
     """
+
+    on_resume: ClassVar[OnResume] = OnResume.FREE
 
     max_nonfinite_in_a_row: Positive = 10
     """So many skipped steps in a row end the run: a clip in ten thousand may be broken, ten batches in a row mean that

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from cavmae_ds.config.sections.base import Folder, Section
+from cavmae_ds.config.sections.base import Folder, OnResume, Section
 
 AudioHead = Literal["first_rows", "colour_mean"]
 """How MAE's decoder head for 16 x 16 x 3 pixels becomes one for 16 x 16 log-mel values: its first 256 rows, as in the
@@ -17,6 +17,8 @@ Positions = Literal["trim", "interpolate"]
 
 class InitConfig(Section):
     """Weights of a fresh run: drawn from train.seed unless something is given here. A resume loads its checkpoint."""
+
+    on_resume: ClassVar[OnResume] = OnResume.START
 
     from_mae: Folder | None = None
     """ImageNet MAE with its decoder (.pth), adapted to both modalities (spec/cav-mae.md 2)."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cavmae_ds.config.sections.base import Section, Weight
+from cavmae_ds.config.sections.base import OnResume, Section, Weight
 
 
 class LossConfig(Section):
     """total = mae_weight * (mae_audio + mae_image) + contrastive_weight * contrastive (spec/cav-mae.md 1.8)."""
+
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
 
     mae_weight: Weight = 1.0
     """Weight of the reconstruction; 0 skips the decoder."""
@@ -30,16 +32,18 @@ class LossConfig(Section):
 class ContrastiveConfig(Section):
     """Who is compared with whom."""
 
-    negatives: str = "global"
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
+
+    negatives: Annotated[str, OnResume.CANDIDATES] = "global"
     """Clips of every rank (global), of this rank alone (rank), or chunk=n: of the same one of n equal parts of the
     global batch, as on n GPUs of the official program."""
     direction: Literal["v2a", "both"] = "v2a"
     """Each image against all sounds (official), or the mean of both directions."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Divides the cosine; fixed, not learned."""
-    two_pass: bool = False
+    two_pass: Annotated[bool, OnResume.CANDIDATES] = False
     """Compare all clips of a step, not of a micro-batch: features first, then forward again (+13 % FLOPs)."""
-    exchange: Literal["gather", "ring"] = "gather"
+    exchange: Annotated[Literal["gather", "ring"], OnResume.FREE] = "gather"
     """How ranks see each other's sounds: all at once, or one rank's at a time in the memory of one."""
     gather_dtype: Literal["fp32", "bf16"] = "fp32"
     """What sounds are compared in, and sent in: bf16 halves the bytes and speeds up the products; sums are fp32."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.presets import PRESETS, filled_in
-from cavmae_ds.config.sections.base import Positive, Section, Share, multiple
+from cavmae_ds.config.sections.base import OnResume, Positive, Section, Share, multiple
 
 
 class ModelConfig(Section):
     """Sizes of CAV-MAE; names and defaults of the official constructor (spec/cav-mae.md 1.1)."""
 
-    preset: Literal["tiny", "base", "large", "huge", "giant"] | None = None
+    on_resume: ClassVar[OnResume] = OnResume.FIXED
+
+    preset: Annotated[Literal["tiny", "base", "large", "huge", "giant"] | None, OnResume.FREE] = None
     """Published sizes by name (config/presets.py); keys given beside it override it."""
     embed_dim: Positive = 768
     """Width of the encoder."""
@@ -41,10 +43,10 @@ class ModelConfig(Section):
     """Height of the log-mel, mel bins."""
     trainable_positions: bool = False
     """Train the position tables instead of keeping them at sine-cosine."""
-    decoder_chunk: Annotated[int, Field(ge=0)] = 0
+    decoder_chunk: Annotated[int, Field(ge=0), OnResume.FREE] = 0
     """Clips that the decoder takes at a time, forward and backward at once, the same mathematics in less memory; 0 is
     the whole micro-batch."""
-    checkpoint_towers: bool = False
+    checkpoint_towers: Annotated[bool, OnResume.FREE] = False
     """Keep only the inputs of the encoder's blocks and compute the rest again in backward: less memory, more time."""
 
     @model_validator(mode="before")
@@ -76,6 +78,8 @@ class ModelConfig(Section):
 
 class MaskConfig(Section):
     """Which share of the patches the encoder never sees (spec/cav-mae.md 1.7)."""
+
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
 
     audio_ratio: Share = 0.75
     """Share of audio patches hidden."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.presets import OPTIMIZER_CONSTANTS, filled_in
-from cavmae_ds.config.sections.base import Positive, Section, Share, Weight
+from cavmae_ds.config.sections.base import OnResume, Positive, Section, Share, Weight
 
 
 class OptimConfig(Section):
     """The optimizer and the course of its learning rate."""
 
-    name: Literal["adamw", "adam", "lamb", "lars", "lion"] = "adamw"
+    on_resume: ClassVar[OnResume] = OnResume.TUNABLE
+
+    name: Annotated[Literal["adamw", "adam", "lamb", "lars", "lion"], OnResume.FIXED] = "adamw"
     """adamw: the usual choice, to some thousand clips a step. adam: the official recipe, decay inside the gradient and
     of every parameter. lamb, lars: a step in proportion to each layer's weights, Adam's or momentum's, for batches at
     which adamw diverges. lion: sign of the momentum, half of Adam's states; a rate 3 to 10 times lower, as much more
@@ -78,19 +80,19 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How much, in which portions, with which numbers."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.ORDER] = 0
     """Decides initial weights, order, masks and frames."""
-    global_batch: Positive = 256
+    global_batch: Annotated[Positive, OnResume.FIXED] = 256
     """Clips of one optimizer step, over all ranks and micro-batches."""
-    micro_batch: Positive = 64
+    micro_batch: Annotated[Positive, OnResume.CANDIDATES] = 64
     """Clips of one forward pass on one rank."""
-    epochs: Positive | None = None
+    epochs: Annotated[Positive | None, OnResume.TUNABLE] = None
     """Length of the run in passes over the data; give this or steps."""
-    steps: Positive | None = None
+    steps: Annotated[Positive | None, OnResume.TUNABLE] = None
     """Length of the run in optimizer steps; give this or epochs."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Annotated[Literal["bf16", "fp32"], OnResume.FIXED] = "bf16"
     """Numbers of weights and activations; the optimizer keeps fp32 either way."""
-    ema_clips: Annotated[int, Field(ge=0)] = 0
+    ema_clips: Annotated[int, Field(ge=0), OnResume.FIXED] = 0
     """Horizon of a running mean of the weights, clips: each step keeps exp(-global_batch / ema_clips) of it. 0: none.
     Saved as ema.safetensors with each checkpoint."""
 
@@ -104,7 +106,9 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """When to save, where to, and how much to keep."""
 
-    address: str = ""
+    on_resume: ClassVar[OnResume] = OnResume.FREE
+
+    address: Annotated[str, OnResume.LOCATION] = ""
     """s3://bucket/prefix for the checkpoints of this run alone: written to the run folder, they are sent there in the
     background, and a start takes the newest of both. Empty: the run folder only, which all hosts must then share."""
     every_steps: Positive = 1000
@@ -125,6 +129,8 @@ class CheckpointConfig(Section):
 
 class MonitorConfig(Section):
     """What TensorBoard and the progress line show, and how often."""
+
+    on_resume: ClassVar[OnResume] = OnResume.FREE
 
     log_every: Positive = 20
     """Optimizer steps between points of the curves; reading the losses waits for the device."""

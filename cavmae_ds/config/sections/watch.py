@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from cavmae_ds.config.sections.base import Section
+from cavmae_ds.config.sections.base import OnResume, Section
 
 
 class WatchConfig(Section):
     """When a rank is given up, and how long a stop may take."""
+
+    on_resume: ClassVar[OnResume] = OnResume.FREE
 
     silence_seconds: Annotated[float, Field(ge=5)] = 60.0
     """A rank without a sign of life for so long (they come every second) is given up and all others end: it died, was

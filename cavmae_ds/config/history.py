@@ -1,0 +1,31 @@
+"""RUN/config.yaml: the settings a run goes on with; those it had before stay beside it."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from cavmae_ds.config.load import to_yaml
+from cavmae_ds.config.sections.common import CommonConfig
+from cavmae_ds.durable import put_in_place
+
+CONFIG = "config.yaml"
+
+
+def write_config(cfg: CommonConfig, step: int) -> None:
+    """Write RUN/config.yaml for the steps after `step`.
+
+    If it held other settings, they stay as config-until-step-N.yaml. No earlier file is overwritten.
+    """
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    path, content = cfg.run_dir / CONFIG, to_yaml(cfg)
+    if path.is_file() and path.read_bytes() != content.encode():
+        _unused(cfg.run_dir, f"config-until-step-{step:08d}").write_bytes(path.read_bytes())
+    arriving = path.with_suffix(".arriving")
+    arriving.write_text(content, encoding="utf-8")
+    put_in_place(arriving, path)
+
+
+def _unused(folder: Path, stem: str) -> Path:
+    paths = (folder / (f"{stem}-{number}.yaml" if number > 1 else f"{stem}.yaml") for number in count(1))
+    return next(path for path in paths if not path.exists())

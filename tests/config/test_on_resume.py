@@ -1,0 +1,69 @@
+"""Every key of a run file is of one kind, and docs/operations.md has the table of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cavmae_ds.config import FinetuneConfig, RunConfig
+from cavmae_ds.config.history import write_config
+from cavmae_ds.config.load import KINDS, load_config, validate_config, validate_run
+from cavmae_ds.config.on_resume import OnResume, settings, table, values_by_key
+from cavmae_ds.errors import ConfigError
+from tests.launcher import CHECKOUT
+
+RUNS = {
+    RunConfig: {"train": {"steps": 1}},
+    FinetuneConfig: {"train": {"epochs": 1}, "classifier": {}},
+}
+
+
+@pytest.mark.parametrize("run", KINDS)
+def test_every_key_has_a_kind(run):
+    kinds = {setting.key: setting.kind for setting in settings(run)}
+    sources = {"data": {"sources": [{"remote": "/a", "repeat": 2.0}]}}
+    resolved = validate_run(RUNS[run] | sources, run).model_dump(mode="json")
+    assert kinds.keys() == values_by_key(resolved).keys()
+    assert all(isinstance(kind, OnResume) for kind in kinds.values())
+
+
+def test_a_key_that_both_kinds_of_runs_have_is_of_the_same_kind_in_both():
+    pretraining, finetuning = ({setting.key: setting.kind for setting in settings(run)} for run in KINDS)
+    assert all(pretraining[key] is finetuning[key] for key in pretraining.keys() & finetuning.keys())
+
+
+def test_the_page_has_the_table_that_the_code_makes():
+    page = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
+    made = table(KINDS)
+    assert f"\n\n{made}\n\n" in page, f"put this table into docs/operations.md:\n{made}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("mask.ratio", "resume.allow names 'mask.ratio', which is no key of this run, did you mean 'mask.image_ratio'"),
+        ("mask", "resume.allow names 'mask', which is no key of this run"),
+        ("classifier.mode", "resume.allow names 'classifier.mode', which is no key of this run"),
+        (
+            "model.embed_dim=512",
+            "resume.allow names 'model.embed_dim', which cannot change: it decides which parameters",
+        ),
+        ("optim.learning_rate", "resume.allow names 'optim.learning_rate', which a resume may change without it"),
+    ],
+)
+def test_an_entry_that_could_allow_nothing_is_refused(entry, expected):
+    with pytest.raises(ConfigError, match=f"^{expected}"):
+        validate_config({"train": {"steps": 1}, "resume": {"allow": [entry]}})
+
+
+def test_no_config_of_a_run_is_lost(tmp_path):
+    def start(step: int, rate: float) -> RunConfig:
+        cfg = validate_config(
+            {"run_dir": str(tmp_path / "run"), "train": {"steps": 9}, "optim": {"learning_rate": rate}}
+        )
+        write_config(cfg, step)
+        return cfg
+
+    kept = [start(0, 1e-4), start(0, 1e-4), start(6, 2e-4), start(6, 3e-4), start(8, 4e-4)]
+    names = ["config-until-step-00000006.yaml", "config-until-step-00000006-2.yaml", "config-until-step-00000008.yaml"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*names, "config.yaml"}
+    assert [load_config(tmp_path / "run" / name) for name in [*names, "config.yaml"]] == kept[1:]
