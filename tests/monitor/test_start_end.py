@@ -13,10 +13,10 @@ VALUES = {"model": {"preset": "tiny"}, "data": {"validation": "shards/held out"}
 
 def test_pretraining_says_what_it_is_where_to_look_and_what_next(tmp_path):
     run_dir = run_folder(tmp_path / "a run", small_model("pretrain"))
-    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 32, "steps": 300}}, RunConfig)
+    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 128, "steps": 300}}, RunConfig)
     numbers = derive(cfg, 2, clips=1200)
     assert start_line(cfg, numbers, 100) == (
-        f"pretrain: {run_dir}: 1,200 clips, 2 ranks, 12,758,848 parameters, steps 101 to 300 of 32 clips; "
+        f"pretrain: {run_dir}: 1,200 clips, 2 ranks, 12,758,848 parameters, steps 101 to 300 of 128 clips; "
         f"curves: tensorboard --logdir '{run_dir}' (tab custom scalars)"
     )
     assert "all 300 steps are done" in start_line(cfg, numbers, 300)
