@@ -1,9 +1,11 @@
 """The `cavmae` command: its commands, exit codes and errors. Commands import what they need when they run."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from cavmae_ds import __version__
 from cavmae_ds.checkpoint.commands import checkpoint
 from cavmae_ds.compare.command import compare
 from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
@@ -46,7 +48,25 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cavmae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    print_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, then stop.")
+    ] = False,
+) -> None:
+    pass
+
+
 for building in (prepare, import_official, features):
     app.command(epilog=f"{REJECT_CODES}\n\n{EXIT_CODES}")(building)
 for command in (create_official, synthesize, inspect, stats, plan, evaluate, inpaint, export, report, compare, doctor):

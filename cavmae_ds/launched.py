@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ import typer
 
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.load import load_run, to_yaml
-from cavmae_ds.errors import DataError, RankError, UserError
+from cavmae_ds.errors import ConfigError, DataError, RankError, UserError
 from cavmae_ds.survival.leaving import ExitCode, Leaving, PeerLost, leave, leaving, say
 from cavmae_ds.survival.lineage import launchers, when_orphaned
 from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
@@ -27,20 +28,33 @@ RunFile = Annotated[Path, typer.Argument(help="Run file: YAML with the differenc
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and its numbers, then stop.")]
 DryRanks = Annotated[int, typer.Option("--ranks", help="With --dry-run: ranks to compute for.")]
+DryClips = Annotated[
+    int,
+    typer.Option("--clips", min=0, help="With --dry-run: clips of the data set; data and init are then not looked at."),
+]
 LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)]
 
 Train = Callable[[StopRequests], None]
 
+AUDIOSET_CLASSES = 527
+log = logging.getLogger(__name__)
+
 
 def pretrain_command(
-    run: RunFile, overrides: Overrides = None, dry_run: DryRun = False, ranks: DryRanks = 0, local_rank: LocalRank = 0
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    ranks: DryRanks = 0,
+    clips: DryClips = 0,
+    local_rank: LocalRank = 0,
 ) -> None:
     """Pretrain CAV-MAE on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
 
     Examples:\n
       deepspeed --num_gpus 2 launch/pretrain.py launch/recipes/quickstart.yaml\n
       deepspeed --hostfile launch/hostfile launch/pretrain.py RUN.yaml train.global_batch=1024\n
-      python launch/pretrain.py RUN.yaml --dry-run --ranks 8
+      python launch/pretrain.py RUN.yaml --dry-run --ranks 8\n
+      python launch/pretrain.py launch/recipes/base.yaml --dry-run --clips 1772023
 
     Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
     69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
@@ -49,22 +63,29 @@ def pretrain_command(
     cfg = load_run(run, RunConfig, overrides or [])
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
-    numbers = derive(cfg, _ranks(dry_run, ranks))
+    _check_options(dry_run, clips)
+    numbers = derive(cfg, _ranks(dry_run, ranks), clips or None)
     if dry_run:
-        return _show(cfg, numbers)
+        return _show(cfg, numbers, looked_at=not clips)
     from cavmae_ds.pretrain import pretrain
 
     _train_and_leave(cfg, above, partial(pretrain, cfg, numbers))
 
 
 def finetune_command(
-    run: RunFile, overrides: Overrides = None, dry_run: DryRun = False, ranks: DryRanks = 0, local_rank: LocalRank = 0
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    ranks: DryRanks = 0,
+    clips: DryClips = 0,
+    local_rank: LocalRank = 0,
 ) -> None:
     """Finetune a classifier on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
 
     Examples:\n
       deepspeed --num_gpus 4 launch/finetune.py launch/recipes/official/finetune-as20k.yaml\n
-      python launch/finetune.py RUN.yaml --dry-run --ranks 4
+      python launch/finetune.py RUN.yaml --dry-run --ranks 4\n
+      python launch/finetune.py RUN.yaml --dry-run --clips 18691 classifier.classes=527
 
     Exit codes: as those of pretraining; see launch/pretrain.py --help.
     """
@@ -72,9 +93,14 @@ def finetune_command(
     cfg = load_run(run, FinetuneConfig, overrides or [])
     from cavmae_ds.config.derived import derive_finetuning
 
-    numbers = derive_finetuning(cfg, _ranks(dry_run, ranks))
+    _check_options(dry_run, clips)
+    assumed = () if cfg.classifier.classes else ("",) * AUDIOSET_CLASSES
+    numbers = derive_finetuning(cfg, _ranks(dry_run, ranks), clips or None, assumed if clips else None)
     if dry_run:
-        return _show(cfg, numbers)
+        if clips and assumed:
+            numbers = replace(numbers, class_names=())
+            log.info("no data is looked at: %d classes are assumed, classifier.classes says otherwise", numbers.classes)
+        return _show(cfg, numbers, looked_at=not clips)
     from cavmae_ds.finetune import finetune
 
     _train_and_leave(cfg, above, partial(finetune, cfg, numbers))
@@ -94,8 +120,18 @@ def _ranks(dry_run: bool, asked: int) -> int:
     return asked if dry_run and asked else _from_launcher("WORLD_SIZE", 1)
 
 
-def _show(cfg: CommonConfig, numbers: CommonNumbers) -> None:
+def _check_options(dry_run: bool, clips: int) -> None:
+    if clips and not dry_run:
+        raise ConfigError("--clips is for --dry-run, got --clips without it; add --dry-run or leave --clips out")
+
+
+def _show(cfg: CommonConfig, numbers: CommonNumbers, looked_at: bool) -> None:
+    """Prints the run. looked_at: its data were, so the weights of section init are too. Raises CheckpointError."""
     if _from_launcher("RANK", 0) == 0:
+        if looked_at:
+            from cavmae_ds.exchange.init import examine_start
+
+            examine_start(cfg, getattr(numbers, "classes", 0))
         typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from cavmae_ds.ema import RunningMean, running_means
 from cavmae_ds.engine import build_engine, build_model, leave_out
 from cavmae_ds.guards import Guard
 from cavmae_ds.monitor.monitor import Monitor, Validates
+from cavmae_ds.monitor.start_end import end_line, start_line
 from cavmae_ds.step import StepDone
 from cavmae_ds.survival.agreement import Agreement
 from cavmae_ds.survival.leaving import StoppedEarly
 from cavmae_ds.survival.signals import StopRequests, described
 from cavmae_ds.survival.watch import Watch, watching
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def train(cfg: CommonConfig, numbers: CommonNumbers, make: Make, stop: StopReque
             run.parts.at_end(run.start, run.watch)
     if stopped:
         raise StoppedEarly(f"{stopped}; everything is saved, the same command goes on from there")
+    log.info(end_line(cfg))
 
 
 def _steps(run: Run, numbers: CommonNumbers, stop: StopRequests) -> str:
@@ -122,6 +127,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         start = checkpoints.resume()
         if world.is_first:
             write_config(cfg, start)
+        log.info(start_line(cfg, numbers, start))
         parts = make(world, engine)
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
         monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)

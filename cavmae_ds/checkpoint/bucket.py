@@ -25,8 +25,15 @@ from cavmae_ds.checkpoint.folder import (
     verify_sizes,
 )
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.data.download import FINAL_ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S, PART_BYTES, PARTS_AT_ONCE, is_final
 from cavmae_ds.data.store import S3Store
+from cavmae_ds.data.transfers import (
+    FINAL_ATTEMPTS,
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    is_final,
+)
 from cavmae_ds.errors import DataError
 
 log = logging.getLogger(__name__)

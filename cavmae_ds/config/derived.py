@@ -152,7 +152,7 @@ def _common(cfg: CommonConfig, ranks: int, clips: int | None) -> dict[str, Any]:
     counted = _count_clips(cfg) if clips is None else _Clips((clips,), clips, 0)
     in_epoch = steps_per_epoch(counted.epoch, cfg.data.canonical_nodes, cfg.train.global_batch)
     if not in_epoch:
-        addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources)
+        addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources) or "the data set"
         raise DataError(
             f"an epoch of {addresses} has {counted.epoch} clips, fewer than train.global_batch = "
             f"{cfg.train.global_batch}; lower it or prepare more clips"

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from cavmae_ds.data.log_mel_picture import GREY, draw_colour_bar, draw_log_mel, scale_of
 from cavmae_ds.data.records import Records, Sample
-from cavmae_ds.data.schema import AUDIO_RATE_HZ, ClipFlag, Manifest, audio_of, decode_frame, frame_jpeg, labels_of
+from cavmae_ds.data.schema import (
+    AUDIO_RATE_HZ,
+    ClipFlag,
+    Manifest,
+    audio_of,
+    decode_frame,
+    flag_names,
+    frame_jpeg,
+    labels_of,
+)
 from cavmae_ds.data.spectrogram import LogMel, frames_of
 from cavmae_ds.data.spread import spread
 
@@ -51,11 +60,6 @@ def spread_clips(records: Records, clips: int) -> list[ShownClip]:
     """So many clips from all over the data set, the same each time. Only they are read. Raises DataError if damaged."""
     front_end = LogMel()
     return [_shown(sample, records.manifest, front_end) for sample in records.read(spread(clips, len(records)))]
-
-
-def flag_names(flags: ClipFlag) -> list[str]:
-    """Lower-case words for people: "short", "repeated frames", ..."""
-    return [str(flag.name).lower().replace("_", " ") for flag in ClipFlag if flags & flag]
 
 
 def _shown(sample: Sample, manifest: Manifest, front_end: LogMel) -> ShownClip:

@@ -6,7 +6,6 @@ attempts (spec/data-path.md 6, faults 1 and 2).
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
@@ -30,23 +29,20 @@ from streaming.base.world import World
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.schema import Damage
 from cavmae_ds.data.store import open_store, s3_client
+from cavmae_ds.data.transfers import (
+    FINAL_ATTEMPTS,
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    is_final,
+)
 from cavmae_ds.errors import DataError
 
 log = logging.getLogger(__name__)
 
 HASH = "xxh3_64"
-PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4  # spec/data-path.md 6: 1.6 times the rate of one stream, half the CPU
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-FINAL_ANSWERS = {
-    *("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
-    *("404", "NoSuchBucket", "NoSuchKey"),
-}
-"""S3 error codes that another attempt will hardly change."""
-
 PART, LEFTOVER_AGE_S = ".part", 6 * 3600.0
-
-FINAL_ATTEMPTS = 3
-"""Attempts at what seems final: a server that is just starting may not know its keys and objects yet."""
 
 
 class ShardError(DataError):
@@ -209,11 +205,3 @@ def _fault(path: Path, info: FileInfo) -> str | None:
 
 def _info(shard: Reader) -> FileInfo:
     return shard.file_pairs[0][0]
-
-
-def is_final(error: BaseException | None) -> bool:
-    """Will hardly change by waiting: the server's definite answer, or a disk that is full or may not be written."""
-    answer = getattr(error, "response", None) or {}  # botocore's time-outs have one that is None
-    code = answer.get("Error", {}).get("Code")
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-    return code in FINAL_ANSWERS or full

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cavmae_ds.data.contact_sheet import flag_names
 from cavmae_ds.data.inspection import Inspection
 from cavmae_ds.data.rejects import RejectCode
-from cavmae_ds.data.schema import ClipFlag
+from cavmae_ds.data.schema import ClipFlag, flag_names
 
 BIN_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 MOST_BINS = 10

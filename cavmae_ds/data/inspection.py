@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
-from streaming.base.hashing import get_hash
 
 from cavmae_ds.data.balance import SAMPLE_WEIGHTS, read_sample_weights
 from cavmae_ds.data.building import Progress, silent
@@ -112,8 +113,16 @@ def _hash_faults(store: Store, shard: dict[str, Any]) -> Iterator[str]:
         return  # told already
     content = store.get_bytes(name)
     for algorithm, expected in hashes.items():
-        if (found := get_hash(algorithm, content)) != expected:
+        if (found := _digest(algorithm, content)) != expected:
             yield f"{name} is damaged: its {algorithm} is {found}, the index says {expected}"
+
+
+def _digest(algorithm: str, content: bytes) -> str:
+    if algorithm in xxhash.algorithms_available:
+        return getattr(xxhash, algorithm)(content).hexdigest()
+    if algorithm in hashlib.algorithms_guaranteed:
+        return hashlib.new(algorithm, content).hexdigest()
+    return "not known to this version"
 
 
 def _has_weights(store: Store, clips: int, faults: list[str]) -> bool:

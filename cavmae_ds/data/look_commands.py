@@ -87,8 +87,6 @@ def inspect(
       cavmae inspect shards/train --out report.html
       cavmae inspect s3://bucket/train --verify
     """
-    from cavmae_ds.data.contact_sheet import draw_sheet, png_of, spread_clips
-    from cavmae_ds.data.inspect_page import html_page
     from cavmae_ds.data.inspect_summary import summary
     from cavmae_ds.data.inspection import inspect_data_set
     from cavmae_ds.data.records import Records
@@ -102,6 +100,9 @@ def inspect(
     for section in sections:
         _show_section(section)
     if out is not None:
+        from cavmae_ds.data.contact_sheet import draw_sheet, png_of, spread_clips
+        from cavmae_ds.data.inspect_page import html_page
+
         try:
             shown = spread_clips(records, clips)
         except DataError as error:

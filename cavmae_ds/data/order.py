@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming.base.shuffle import get_shuffle
 
 COPY_BIT, MOST_COPIES = 20, 1 << 11
 """In balanced sampling copy n of a clip in epoch e has the turn e + (n << COPY_BIT): 31 bits, as masks are keyed by."""
@@ -141,6 +140,8 @@ class ClipOrder:
         ends = np.cumsum(self.sources[source].shard_sizes)
         shard = np.searchsorted(ends, clips - self.sources[source].first_clip, side="right")
         changes = np.flatnonzero(np.diff(shard, prepend=-1, append=-1))  # where another shard begins, and the end
+        from streaming.base.shuffle import get_shuffle  # seconds to import, and not for those who only count
+
         seed = int(np.random.SeedSequence([self.seed, source, stripe]).generate_state(1)[0])
         return get_shuffle("py1e", np.diff(changes), 1, seed, number, self.block)
 

@@ -75,6 +75,11 @@ class ClipFlag(IntFlag):
         return cls(sum(flag for flag, does in applies.items() if does))
 
 
+def flag_names(flags: ClipFlag) -> list[str]:
+    """Lower-case words for people: "short", "repeated frames", ..."""
+    return [str(flag.name).lower().replace("_", " ") for flag in ClipFlag if flags & flag]
+
+
 @dataclass(frozen=True)
 class ClipRecord:
     """One clip as it is stored.

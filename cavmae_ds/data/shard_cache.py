@@ -49,7 +49,8 @@ class ShardCache(StreamingDataset):
         self._streams = [ShardStream(address, data) for address in addresses]
         self._limit_bytes = int((data.cache_limit_gib or 0) * 2**30)
         with own_names():
-            super().__init__(streams=self._streams, batch_size=batch_size)
+            # What streaming fetches ahead when it iterates, which nobody does here; unset it is a line in every log.
+            super().__init__(streams=self._streams, batch_size=batch_size, predownload=batch_size)
         for shard in self.shards:
             check_columns(shard)
         self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from streaming.base.format.base.reader import Reader
-from streaming.base.format.mds import MDSReader
-from streaming.base.format.mds.encodings import get_mds_encoded_size
 
 from cavmae_ds.data.schema import FRAMES_PER_CLIP, MDS_COLUMNS
 from cavmae_ds.errors import DataError
 
-_FIXED_SIZES = {name: get_mds_encoded_size(MDS_COLUMNS[name]) for name in sorted(MDS_COLUMNS)}  # bytes, None: varies
+if TYPE_CHECKING:
+    from streaming.base.format.base.reader import Reader
+    from streaming.base.format.mds import MDSReader
+
+
+def _fixed_size(encoding: str) -> int | None:
+    """Bytes of a column: `uint32`, `ndarray:uint32:11`; None of `str` and `bytes`, which vary."""
+    kind, *values = encoding.split(":")
+    if kind == "ndarray":
+        return np.dtype(values[0]).itemsize * int(values[1])
+    return None if kind in ("str", "bytes") else np.dtype(kind).itemsize
+
+
+_FIXED_SIZES = {name: _fixed_size(MDS_COLUMNS[name]) for name in sorted(MDS_COLUMNS)}
 _SIZES = struct.Struct(f"<{list(_FIXED_SIZES.values()).count(None)}I")  # at the head of each record
 _RANGE = struct.Struct("<2I")
 _OFFSETS = struct.Struct(f"<{FRAMES_PER_CLIP + 1}I")
@@ -26,11 +36,11 @@ _OFFSETS = struct.Struct(f"<{FRAMES_PER_CLIP + 1}I")
 
 def check_columns(shard: Reader) -> None:
     """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
-    assert isinstance(shard, MDSReader)
-    found = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+    columns: Any = shard  # an MDSReader
+    found = dict(zip(columns.column_names, columns.column_encodings, strict=True))
     if found != MDS_COLUMNS or list(found) != list(_FIXED_SIZES):
         raise DataError(
-            f"shard {shard.raw_data.basename!r} has the columns {', '.join(found)}, expected "
+            f"shard {columns.raw_data.basename!r} has the columns {', '.join(found)}, expected "
             f"{', '.join(_FIXED_SIZES)}; prepare this data set again"
         )
 
@@ -85,6 +95,29 @@ def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:
         "frames": jpeg,
         "frame_offsets": offsets - first,
     }
+
+
+def decode_record(content: bytes) -> dict[str, Any]:
+    """All columns of MDS_COLUMNS from the bytes of a record. Raises ValueError when it cannot be what it says."""
+    if len(content) < _SIZES.size:
+        raise ValueError(f"a record has {len(content)} bytes, its head alone takes {_SIZES.size}")
+    varying, at, sample = iter(_SIZES.unpack_from(content)), _SIZES.size, {}
+    for name, fixed in _FIXED_SIZES.items():
+        size = next(varying) if fixed is None else fixed
+        sample[name] = _decoded(MDS_COLUMNS[name], content[at : at + size])
+        at += size
+    if at != len(content):
+        raise ValueError(f"its columns take {at} bytes, the record has {len(content)}")
+    return sample
+
+
+def _decoded(encoding: str, value: bytes) -> Any:
+    kind, *values = encoding.split(":")
+    if kind == "ndarray":
+        return np.frombuffer(value, values[0])
+    if kind in ("str", "bytes"):
+        return value.decode() if kind == "str" else value
+    return np.frombuffer(value, kind)[0]
 
 
 def _read(file: int, size: int, at: int) -> bytes:

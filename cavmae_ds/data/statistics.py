@@ -20,7 +20,7 @@ from cavmae_ds.data.clips import padded
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.spectrogram import MEL_BINS, LogMel, frames_of
-from cavmae_ds.data.stream import check_temporary_folder
+from cavmae_ds.data.temporary_folder import check_temporary_folder
 from cavmae_ds.errors import DataError
 
 STATISTICS = "stats.json"

@@ -111,6 +111,10 @@ class LocalStore:
         try:
             yield
         except FileNotFoundError as error:
+            if not self.root.exists():
+                raise DataError(
+                    f"{self.url}: no such folder; give the folder or s3://bucket/prefix that `cavmae prepare` wrote"
+                ) from error
             raise _missing(self.url, name) from error
         except OSError as error:
             raise DataError(f"{self.root / name} cannot be read: {error.strerror}") from error

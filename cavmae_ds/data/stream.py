@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,16 +23,14 @@ from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, step
 from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, labels_of
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
-from cavmae_ds.errors import ConfigError, DataError, WorkerLost
+from cavmae_ds.data.temporary_folder import check_temporary_folder
+from cavmae_ds.errors import DataError, WorkerLost
 from cavmae_ds.survival.lineage import stay_with_rank
 
 MOST_REPLACEMENTS = 8
 """So many damaged records or shards in a row are no accident."""
 
 PREDOWNLOAD_BATCHES = 8
-
-LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes: a socket's whole name may have 107 (man 7 unix), the rest is how multiprocessing calls it."""
 
 
 class ClipStream(ShardCache):
@@ -212,19 +208,6 @@ class EvaluationClips(Dataset):
     def __getitem__(self, index: int) -> Clip:
         sample = self._shards.one_frame(index, self._frame)
         return decode_clip(sample, clip_index=index, epoch=0, frame=self._frame)
-
-
-def check_temporary_folder(workers: int) -> None:
-    """Refuse a temporary folder that worker processes could not hand their batches over through. Raises ConfigError.
-
-    They do it through sockets there; with a longer name the first batch would be waited for until the time-out.
-    """
-    folder = tempfile.gettempdir()
-    if workers and len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
-        raise ConfigError(
-            f"the temporary folder {folder!r} has a name of {len(os.fsencode(folder))} bytes, at most "
-            f"{LONGEST_TEMPORARY_FOLDER} leave room for the sockets of data.workers; set TMPDIR to a shorter one"
-        )
 
 
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:

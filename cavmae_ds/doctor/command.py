@@ -36,9 +36,9 @@ def doctor(
 ) -> None:
     """Look for what would end a run, or slow it down, before it starts; each thing to fix comes with what to do.
 
-    Versions, devices, shared memory, disks, buckets and their speed, compiler; under the launcher also whether all
-    ranks are alike, and how fast they reach each other. Nothing is repaired, nothing left behind. Exit code 2 if there
-    is something to fix.
+    Versions, devices, shared memory, disks, buckets and their speed, compiler; of a run its numbers and first weights;
+    under the launcher also whether all ranks are alike, and how fast they reach each other. Nothing is repaired,
+    nothing left behind. Exit code 2 if there is something to fix.
 
     \b
     Examples:

@@ -16,6 +16,7 @@ from cavmae_ds.doctor.finding import Check, Finding, bounded, ok
 from cavmae_ds.doctor.leftovers import check_leftovers
 from cavmae_ds.doctor.space import check_disk, check_limits, check_shared_memory, check_temporary
 from cavmae_ds.doctor.versions import check_versions
+from cavmae_ds.exchange.init import examine_start
 from cavmae_ds.launched import ranks_of_this_host
 
 
@@ -48,8 +49,19 @@ def own_findings(asked: Asked, local_rank: int) -> list[Finding]:
 
 
 def run_findings(asked: Asked) -> list[Finding]:
-    """Whether the run fits its ranks, its shards and its engine fragment; one rank asks."""
-    return bounded("run", partial(_numbers, asked), asked.limit_s) if asked.has_run else []
+    """Whether the run fits its ranks, its shards, its engine fragment and its first weights; one rank asks."""
+    if not asked.has_run:
+        return []
+    checks = {"run": partial(_numbers, asked), "init": partial(_first_weights, asked)}
+    return [finding for name, check in checks.items() for finding in bounded(name, check, asked.limit_s)]
+
+
+def _first_weights(asked: Asked) -> list[Finding]:
+    origin = examine_start(asked.cfg)
+    if origin is None:
+        return []
+    fresh = f", {len(origin.missing)} entries start fresh" if origin.missing else ""
+    return [ok("init", f"{origin.source} ({origin.kind}) fits the model{fresh}")]
 
 
 def _numbers(asked: Asked) -> list[Finding]:

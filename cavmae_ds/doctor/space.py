@@ -12,7 +12,7 @@ import torch
 
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, CLIP_SECONDS
-from cavmae_ds.data.stream import LONGEST_TEMPORARY_FOLDER, check_temporary_folder
+from cavmae_ds.data.temporary_folder import LONGEST_TEMPORARY_FOLDER, check_temporary_folder
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.launched import ranks_of_this_host
 from cavmae_ds.model.classifier import CLASSIFIERS

@@ -15,11 +15,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
+from cavmae_ds.installing import CHECKOUT, pip_install
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MATCHED = ("torch", "torchvision", "torchaudio", "triton", "deepspeed", "mosaicml-streaming", "numpy")
 """Made for each other by minor version (spec/engine-notes.md 8)."""
-INSTALL = "launch/quickstart.sh installs the matched set, or: pip install -c launch/constraints.txt -e ."
 _SHOWN = 6
 
 
@@ -76,7 +75,7 @@ def constraints(checkout: Path) -> list[Requirement]:
 
 def requirements_met(wanted: Iterable[Requirement], installed: Mapping[str, str]) -> Finding:
     """Packages that are missing, or of a version that is not allowed."""
-    problems, count = [], 0
+    problems, packages, count = [], [], 0
     for one in wanted:
         if one.marker and not one.marker.evaluate():
             continue
@@ -86,14 +85,18 @@ def requirements_met(wanted: Iterable[Requirement], installed: Mapping[str, str]
             problems.append(f"{one.name} is not installed")
         elif not one.specifier.contains(version, prereleases=True):
             problems.append(f"{one.name} {version}, needs {one.specifier}")
+        else:
+            continue
+        packages.append(f"{one.name}{one.specifier}")
     if problems:
-        return fix("packages", "; ".join(problems), INSTALL)
+        return fix("packages", "; ".join(problems), pip_install(*packages))
     return ok("packages", f"all {count} requirements are met")
 
 
 def as_constrained(wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Finding]:
     """The matched set must be the one tried together, up to its last number; others are only said."""
     apart: list[str] = []
+    packages: list[str] = []
     others: list[str] = []
     matched: list[str] = []
     for one in wanted:
@@ -107,7 +110,9 @@ def as_constrained(wanted: Iterable[Requirement], installed: Mapping[str, str]) 
             continue
         fits = name not in MATCHED or have.release[:2] == tried.release[:2]
         (others if fits else apart).append(f"{name} {have} instead of {tried}")
-    found = [fix("matched set", "; ".join(apart), INSTALL)] if apart else []
+        if not fits:
+            packages.append(str(one))
+    found = [fix("matched set", "; ".join(apart), pip_install(*packages))] if apart else []
     if matched and not apart:
         found.append(ok("matched set", ", ".join(matched)))
     if others:
@@ -122,5 +127,6 @@ def importable(name: str, version: str) -> Finding:
         import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return fix(name, f"{version} cannot be loaded beside this torch: {said}", INSTALL)
+        do = pip_install("torch", name)
+        return fix(name, f"{version} cannot be loaded beside this torch: {said}", do)
     return ok(name, f"{version} loads beside this torch")

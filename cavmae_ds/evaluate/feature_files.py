@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.exchange.files import written_whole
+from cavmae_ds.installing import pip_install
 
 ROW_GROUP_BYTES = 64 * 2**20  # of a parquet file
 
@@ -138,7 +139,7 @@ def _check_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401  an extra
     except ImportError as error:
         raise ConfigError(
-            "parquet needs pyarrow; pip install 'cavmae-ds[features]', or let --out end in .safetensors or .npz"
+            f"parquet needs pyarrow; {pip_install('cavmae-ds[features]')}, or let --out end in .safetensors or .npz"
         ) from error
 
 

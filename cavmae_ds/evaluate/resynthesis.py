@@ -18,17 +18,24 @@ from cavmae_ds.data.spectrogram import (
     mel_bank,
 )
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.installing import pip_install
 
 ROUNDS = 64  # of guessing the phase: on synthetic clips 32 are a fifth further from the log-mel, 200 a fifth closer
 EDGE = 2  # rows repeated at both ends: a sound's first and last half window are covered by no other
 
 
 def check_torchaudio() -> None:
-    """Raises ConfigError if what guesses phases is not installed."""
+    """Raises ConfigError if what guesses phases is not installed, or was built for another torch."""
     try:
         import torchaudio.functional  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--sound needs torchaudio; pip install 'cavmae-ds[sound]', or leave it") from error
+        wrong = str(error).partition("\n")[0]
+    except (OSError, RuntimeError) as error:  # its library does not load beside this torch
+        wrong = f"it cannot be loaded beside this torch: {str(error).partition(chr(10))[0]}"
+    else:
+        return
+    command = pip_install("cavmae-ds[sound]")
+    raise ConfigError(f"--sound needs torchaudio ({wrong}); {command}, or leave --sound out")
 
 
 def sound_of(log_mel: Tensor) -> Tensor:

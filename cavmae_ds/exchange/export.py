@@ -17,6 +17,7 @@ from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import header_of, save_single_file
 from cavmae_ds.exchange.weights import Weights, build
+from cavmae_ds.installing import pip_install
 from cavmae_ds.kernels.launching import references
 from cavmae_ds.model.cavmae import in_decoder
 from cavmae_ds.model.encoder import Encoder, is_reached
@@ -112,7 +113,7 @@ def _check_onnx(module: nn.Module) -> None:
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if lacking:
         raise ConfigError(
-            f"the format onnx needs {', '.join(lacking)}; pip install 'cavmae-ds[export]', or take --format "
+            f"the format onnx needs {', '.join(lacking)}; {pip_install('cavmae-ds[export]')}, or take --format "
             "torch-export"
         )
     size = sum(parameter.numel() * 4 for parameter in module.parameters())

@@ -7,25 +7,28 @@ import json
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.config import InitConfig, ModelConfig
+from cavmae_ds.config import CommonConfig, FinetuneConfig, InitConfig, ModelConfig
 from cavmae_ds.distributed import World
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.exchange.load import open_weights
 from cavmae_ds.exchange.mae import adapt_mae, read_mae
-from cavmae_ds.exchange.weights import Weights, differences, recognise, with_audio_frames
-from cavmae_ds.model.cavmae import in_decoder
+from cavmae_ds.exchange.weights import Weights, differences, recognise, shortly, with_audio_frames
+from cavmae_ds.model.cavmae import CAVMAE, in_decoder
+from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.model.encoder import Encoder
 from cavmae_ds.partitions import whole_shape
 
 log = logging.getLogger(__name__)
 
 ORIGIN = "init.json"
+ENCODER_SIZES = "embed_dim", "num_heads", "modality_specific_depth", "shared_depth", "mlp_ratio", "patch_size"
+DECODER_SIZES = "decoder_embed_dim", "decoder_num_heads", "decoder_depth"
 
 
 class Origin(NamedTuple):
@@ -40,8 +43,12 @@ class Origin(NamedTuple):
 
     def sentence(self, loaded: int) -> str:
         """For the log."""
-        rest = differences(self.missing, self.unexpected)
-        return f"initial weights: {loaded} entries of {self.source} ({self.kind})" + (f"; {rest}" if rest else "")
+        said = f"initial weights: {loaded} entries of {self.source} ({self.kind})"
+        if self.missing:
+            said += f"; {len(self.missing)} start fresh ({shortly(self.missing)})"
+        if self.unexpected:
+            said += f"; {len(self.unexpected)} are left behind ({shortly(self.unexpected)})"
+        return said
 
 
 def initialise(
@@ -68,6 +75,25 @@ def initialise(
         (run_dir / ORIGIN).write_text(json.dumps(note, indent=1))
 
 
+def examine_start(cfg: CommonConfig, classes: int = 0) -> Origin | None:
+    """Read the weights that a fresh run would begin with, as its start would; None if it begins without any.
+
+    classes: of a finetuning run; 0 takes those of section classifier, else whatever fits. Raises CheckpointError as
+    start_from does.
+    """
+    if not cfg.init.given or whole_checkpoints(cfg.run_dir):
+        return None
+    weights = _given(cfg.init, cfg.model)
+    with torch.device("meta"):
+        if isinstance(cfg, FinetuneConfig):
+            model: Encoder = CLASSIFIERS[cfg.classifier.model](
+                cfg.model, classes or cfg.classifier.classes or weights.classes or 1
+            )
+        else:
+            model = CAVMAE(cfg.model)
+    return _load(weights, model, cfg.init, cfg.model, lambda parameter, value: None)
+
+
 @torch.no_grad()
 def start_from(
     model: Encoder,
@@ -80,10 +106,20 @@ def start_from(
     A classifier takes a pretrained model without its decoder, its head stays fresh. Raises CheckpointError for any
     other entry that is missing or left over, and for other shapes or numbers of heads.
     """
-    weights = _given(init, sizes)
-    if weights.heads_known and weights.model.num_heads != sizes.num_heads:
+    return _load(_given(init, sizes), model, init, sizes, write)
+
+
+def _load(
+    weights: Weights,
+    model: Encoder,
+    init: InitConfig,
+    sizes: ModelConfig,
+    write: Callable[[Tensor, Tensor], object],
+) -> Origin:
+    if differing := _other_sizes(weights, sizes, model):
         raise CheckpointError(
-            f"{weights.source} has {weights.model.num_heads} attention heads, got model.num_heads {sizes.num_heads}"
+            f"{weights.source} was made with other sizes than this run has; set model: "
+            f"{{{', '.join(f'{key}: {value}' for key, value in differing.items())}}}, or take other weights"
         )
     if weights.model.audio_frames != sizes.audio_frames:
         weights = with_audio_frames(weights, sizes.audio_frames, init.positions)
@@ -101,6 +137,22 @@ def start_from(
         write(parameters[name], value)
     log.info(origin.sentence(len(loaded)))
     return origin
+
+
+def _other_sizes(weights: Weights, sizes: ModelConfig, model: Encoder) -> dict[str, Any]:
+    """Keys of section model that must be as the weights were made, where they are not, with the weights' values."""
+    keys = [*ENCODER_SIZES]
+    if weights.kind == "pretrain" and isinstance(model, CAVMAE):
+        keys += DECODER_SIZES
+    if "v" in model.modalities and weights.kind != "finetune-audio":
+        keys.append("image_size")
+    made, wanted = weights.model.model_dump(), sizes.model_dump()
+    if not weights.heads_known:  # no shape tells them, and the ratio only roughly
+        keys = [key for key in keys if key not in ("num_heads", "decoder_num_heads", "mlp_ratio")]
+    differing = [key for key in keys if made[key] != wanted[key]]
+    if differing and made["audio_frames"] != wanted["audio_frames"]:
+        differing.append("audio_frames")  # alone it is refitted
+    return {key: made[key] for key in differing}
 
 
 def _given(init: InitConfig, sizes: ModelConfig) -> Weights:

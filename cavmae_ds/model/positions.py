@@ -38,7 +38,10 @@ def refit_columns(table: Tensor, rows: int, columns: int, how: Positions) -> Ten
         return table
     if how == "trim":
         if had < columns:
-            raise ValueError(f"a position table of {had} columns cannot be trimmed to {columns}; interpolate it")
+            raise ValueError(
+                f"a position table of {had} columns cannot be trimmed to {columns}; give at most {had} patches of "
+                "sound, or train a run on with init.positions: interpolate"
+            )
         return grid[:, :columns].reshape(1, rows * columns, width).contiguous()
     stretched = F.interpolate(grid.transpose(1, 2), size=columns, mode="linear")  # [rows, width, columns]
     return stretched.transpose(1, 2).reshape(1, rows * columns, width)

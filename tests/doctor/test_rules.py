@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,23 @@ def test_a_changed_line_of_the_constraints_is_found_out(tmp_path):
     (tmp_path / "launch" / "constraints.txt").write_text(text.replace("deepspeed==0.19.8", "deepspeed==0.18.2"))
     (apart,) = [f for f in as_constrained(constraints(tmp_path), {"deepspeed": "0.19.8"}) if f.verdict == Verdict.FIX]
     assert apart.found == "deepspeed 0.19.8 instead of 0.18.2"
+    assert apart.fix == f"pip install -c {CHECKOUT / 'launch' / 'constraints.txt'} deepspeed==0.18.2"
     assert verdicts(*as_constrained(constraints(CHECKOUT), {"deepspeed": "0.19.8"})) == ["OK"]
+
+
+def test_torchaudio_is_pinned_to_the_torch_it_was_built_for():
+    """2.11.1 does not load beside torch 2.11.0, and pip takes the newest that is allowed."""
+    (pinned,) = [line for line in constraints(CHECKOUT) if line.name == "torchaudio"]
+    setup = ConfigParser(interpolation=None)
+    setup.read(CHECKOUT / "setup.cfg", "utf-8")
+    for extra in ("sound", "test"):
+        assert str(pinned) in setup["options.extras_require"][extra].splitlines()
+
+
+def test_no_page_recommends_an_extra_without_the_constraints():
+    for page in (CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")):
+        for command in re.findall(r"pip install[^`\n]*", page.read_text("utf-8")):
+            assert command.startswith("pip install -c launch/constraints.txt "), f"{page.name}: {command}"
 
 
 def test_without_a_checkout_the_installed_package_says_what_it_needs(tmp_path):

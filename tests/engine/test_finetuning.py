@@ -256,7 +256,7 @@ def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_sc
     mean = load_model(run, ema=True)
     written, said = scores(run, "ema.classification.json"), (run / "said.txt").read_text()
     assert mean.kind == "finetune-audio" and "scores of the running mean of the weights" in said
-    assert "(pretrain); 4 names are missing (mlp_head.0.weight" in said
+    assert "(pretrain); 4 start fresh (mlp_head.0.weight" in said
     assert list(written["modes"]) == ["audioonly"] and written["ema"] and not (run / AVERAGED_WEIGHTS).exists()
     clips = EvaluationClips(str(folder / "held-out"), None)
     batch = collate([clips[place] for place in range(7)])

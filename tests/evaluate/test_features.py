@@ -125,7 +125,10 @@ def test_a_parquet_file_of_many_row_groups_reads_back_as_arrays(model, tiny_shar
 
 def test_without_pyarrow_parquet_is_refused_before_anything_is_done(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"needs pyarrow; pip install 'cavmae-ds\[features\]', or let --out end in"):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs pyarrow; pip install -c \S+ 'cavmae-ds\[features\]', or let --out end in",
+    ):
         features(model, "nowhere", "--out", tmp_path / "x.parquet")
 
 

@@ -17,7 +17,7 @@ from cavmae_ds.config.load import load_config, to_yaml
 from cavmae_ds.data.spectrogram import HOP_SAMPLES, MEL_BINS, WINDOW_SAMPLES, LogMel
 from cavmae_ds.data.stream import EvaluationClips
 from cavmae_ds.errors import CheckpointError, ConfigError
-from cavmae_ds.evaluate.resynthesis import sound_of
+from cavmae_ds.evaluate.resynthesis import check_torchaudio, sound_of
 from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import save_single_file
 from cavmae_ds.exchange.weights import Weights
@@ -169,9 +169,21 @@ def test_the_sound_of_a_log_mel_has_its_windows(windows):
 
 def test_sounds_without_torchaudio_are_refused_with_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchaudio", None)  # as if it were not there
-    with pytest.raises(ConfigError, match=r"pip install 'cavmae-ds\[sound\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c \S+/launch/constraints\.txt 'cavmae-ds\[sound\]'"):
         inpaint(tmp_path, "--data", tmp_path, "--out", tmp_path / "drawn.png", "--sound", tmp_path / "sounds")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_torchaudio_that_was_built_for_another_torch_is_refused_with_what_to_install(monkeypatch, tmp_path):
+    """As 2.11.1 beside torch 2.11.0: its library does not load, which is an OSError."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("import ctypes\nctypes.CDLL('libtorchaudio.so')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    expected = r"cannot be loaded beside this torch: libtorchaudio.*; pip install -c \S+ 'cavmae-ds\[sound\]', or leave"
+    with pytest.raises(ConfigError, match=expected):
+        check_torchaudio()
 
 
 def diverged(folder: Path) -> Path:

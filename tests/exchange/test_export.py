@@ -78,7 +78,10 @@ def test_onnx_gives_the_same_or_says_what_is_missing(official, tmp_path):
         import onnxruntime  # noqa: F401  an extra
         import onnxscript  # noqa: F401
     except ImportError:
-        with pytest.raises(ConfigError, match=r"needs onnx.*pip install 'cavmae-ds\[export\]'.*torch-export"):
+        with pytest.raises(
+            ConfigError,
+            match=r"needs onnx.*pip install -c \S+ 'cavmae-ds\[export\]'.*torch-export",
+        ):
             export(weights, out, "onnx")
         assert not out.exists()
         return

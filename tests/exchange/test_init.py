@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae_ds.config import InitConfig
-from cavmae_ds.config.load import load_config
+from cavmae_ds.config import FinetuneConfig, InitConfig
+from cavmae_ds.config.load import load_config, validate_run
 from cavmae_ds.distributed import World
 from cavmae_ds.errors import CheckpointError, ConfigError
-from cavmae_ds.exchange.init import initialise, start_from
+from cavmae_ds.exchange.init import examine_start, initialise, start_from
 from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import save_single_file
 from cavmae_ds.exchange.weights import recognise
 from cavmae_ds.model.positions import position_table, refit_columns
-from tests.exchange.small_models import HEADS, SIZES, small_mae, small_model
+from tests.exchange.small_models import HEADS, SIZES, run_folder, small_mae, small_model
 from tests.launcher import fork_ranks
 
 ALONE = World(rank=0, local_rank=0, size=1, hosts=1, device=torch.device("cpu"))
@@ -49,7 +49,7 @@ def test_a_classifier_takes_all_but_the_decoder_and_keeps_its_fresh_head(officia
     assert origin.unexpected == [name for name in given if name.startswith(("decoder_", "mask_token"))]
     assert torch.equal(model.mlp_head[1].weight, fresh_head)
     assert torch.equal(model.blocks_v[1].norm1_v.bias, given["blocks_v.1.norm1_v.bias"])
-    assert "4 names are missing (mlp_head.0.weight" in caplog.text and "unexpected (mask_token" in caplog.text
+    assert "; 4 start fresh (mlp_head.0.weight" in caplog.text and " are left behind (mask_token" in caplog.text
 
 
 def test_an_audio_classifier_leaves_what_sees_behind_too(official):
@@ -75,24 +75,40 @@ def test_a_finetuned_model_is_finetuned_further_with_as_many_classes_and_starts_
 
 def test_a_model_of_other_depth_or_width_or_heads_is_refused_before_anything_is_written(official, tmp_path):
     deeper = SIZES.model_copy(update={"modality_specific_depth": 3})
-    with pytest.raises(CheckpointError, match=r"cannot start this run: .*missing \(blocks_a\.2"):
+    with pytest.raises(CheckpointError, match=r"other sizes .* set model: \{modality_specific_depth: 2\}, or"):
         start_from(small_model("finetune", sizes=deeper), InitConfig(from_checkpoint=official), deeper)
     shallower = SIZES.model_copy(update={"modality_specific_depth": 1})
-    with pytest.raises(CheckpointError, match=r"unexpected \(mask_token"):
+    with pytest.raises(CheckpointError, match=r"set model: \{modality_specific_depth: 2\}"):
         start_from(small_model("finetune", sizes=shallower), InitConfig(from_checkpoint=official), shallower)
     wider = SIZES.model_copy(update={"embed_dim": 64})
     model = small_model("pretrain", sizes=wider)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"does not fit this run: modality_a is of shape \(1, 1, 48\)"):
+    with pytest.raises(CheckpointError, match=r"set model: \{embed_dim: 48\}"):
         start_from(model, InitConfig(from_checkpoint=official), wider)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     save_single_file(recognise(small_model("pretrain").state_dict(), "ours", **HEADS), tmp_path / "ours.safetensors")
-    with pytest.raises(CheckpointError, match=r"has 4 attention heads, got model\.num_heads 6"):
+    with pytest.raises(CheckpointError, match=r"set model: \{num_heads: 4\}"):
         start_from(
             small_model("pretrain"),
             InitConfig(from_checkpoint=tmp_path / "ours.safetensors"),
             SIZES.model_copy(update={"num_heads": 6}),
         )
+
+
+def test_all_keys_of_section_model_that_must_change_are_named_together(tmp_path):
+    pretrained, run = run_folder(tmp_path / "pretrained", small_model("pretrain")), tmp_path / "run"
+    values = {"data": {"train": "shards"}, "train": {"epochs": 1}, "classifier": {"classes": 5}, "run_dir": run}
+    cfg = validate_run(values | {"init": {"from_checkpoint": pretrained}}, FinetuneConfig)
+    needed = (
+        r"set model: \{embed_dim: 48, num_heads: 4, modality_specific_depth: 2, image_size: 64, audio_frames: 96\}, or"
+    )
+    with pytest.raises(CheckpointError, match=needed):
+        examine_start(cfg)
+    fitting = cfg.model_copy(update={"model": SIZES})
+    found = examine_start(fitting)
+    assert found and [name for name in found.missing if not name.startswith("mlp_head.")] == []
+    run_folder(run, small_model("finetune"))
+    assert examine_start(cfg) is None, "a run with a checkpoint begins with that"
 
 
 def test_a_shorter_sound_takes_the_first_columns_and_a_longer_one_must_be_interpolated(official):

@@ -42,7 +42,16 @@ def everything(tiny_shards, tmp_path_factory) -> Path:
         scratch=folder,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout
+    (folder / "said.txt").write_text(finished.stdout)
     return folder / "run"
+
+
+def test_the_first_rank_says_how_the_run_begins_and_what_comes_next_and_streaming_says_nothing(everything):
+    said = (everything.parent / "said.txt").read_text()
+    assert said.count(f"pretrain: {everything}: 24 clips, 2 ranks, ") == 1, said
+    assert said.count(f"pretrain: done: {everything}/checkpoints/step-00000003; next:\n") == 1
+    assert f"  cavmae evaluate {everything} --data {everything.parent / 'held'}\n" in said
+    assert "predownload" not in said
 
 
 def curves_of_log(run_dir: Path) -> dict[str, dict[int, float]]:

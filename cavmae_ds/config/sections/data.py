@@ -98,8 +98,8 @@ class DataConfig(Section):
 
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:
-        """The training sets: sources, or train as the only one."""
-        return self.sources or (SourceConfig(remote=self.train),)
+        """The training sets: sources, or train as the only one; none where neither is given."""
+        return self.sources or ((SourceConfig(remote=self.train),) if self.train else ())
 
     @property
     def mixing(self) -> Literal["proportion", "repeat", "choose"]:

@@ -1,0 +1,42 @@
+"""The line that a run begins with, and the one it ends with: what it is, where to look, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from cavmae_ds.checkpoint import whole_checkpoints
+from cavmae_ds.config import CommonConfig, FinetuneConfig
+from cavmae_ds.config.derived import CommonNumbers
+
+HELD_OUT = "HELD_OUT_SHARDS"
+"""Stands for a data set where the run names none that it was not trained on."""
+
+
+def start_line(cfg: CommonConfig, numbers: CommonNumbers, start: int) -> str:
+    """For the log of the first rank, before the first step. start: optimizer steps already done."""
+    ranks = "1 rank" if numbers.ranks == 1 else f"{numbers.ranks:,} ranks"
+    steps = f"steps {start + 1:,} to {numbers.total_steps:,} of {numbers.global_batch:,} clips"
+    return (
+        f"{_script(cfg)}: {cfg.run_dir}: {numbers.clips:,} clips, {ranks}, {numbers.parameters:,} parameters, "
+        f"{steps if start < numbers.total_steps else f'all {numbers.total_steps:,} steps are done'}; "
+        f"curves: {shlex.join(['tensorboard', '--logdir', str(cfg.run_dir)])} (tab custom scalars)"
+    )
+
+
+def end_line(cfg: CommonConfig) -> str:
+    """For the log of the first rank, when all is saved."""
+    whole = whole_checkpoints(cfg.run_dir)
+    checkpoint = whole[-1] if whole else cfg.checkpoint.address
+    data, run_dir = cfg.data.validation or HELD_OUT, str(cfg.run_dir)
+    averaged = ["--weights", "averaged"] if isinstance(cfg, FinetuneConfig) and cfg.average.on else []
+    commands = [["cavmae", "report", run_dir], ["cavmae", "evaluate", run_dir, *averaged, "--data", data]]
+    if isinstance(cfg, FinetuneConfig):
+        commands.append(["cavmae", "export", run_dir, "--out", str(Path(run_dir, "classifier.safetensors"))])
+    else:
+        commands.append(["cavmae", "inpaint", run_dir, "--data", data, "--out", str(Path(run_dir, "inpainted.png"))])
+    return "\n  ".join([f"{_script(cfg)}: done: {checkpoint}; next:", *map(shlex.join, commands)])
+
+
+def _script(cfg: CommonConfig) -> str:
+    return Path(cfg.script).stem
