@@ -2,7 +2,9 @@
 
 import csv
 import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,7 +19,9 @@ MEDIA_SUFFIXES = (
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 CSV_COLUMNS = ("path", "labels")
+MOST_SUFFIXES = 5  # that are listed of skipped files
 
+log = logging.getLogger(__name__)
 
 Row = tuple[str, tuple[str, ...]]  # a path as written, and its class names
 
@@ -62,15 +66,20 @@ AnyInput = TypeVar("AnyInput", bound=Input)
 def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[VideoInput], tuple[str, ...]]:
     """All inputs sorted by clip id, and the class names that their label numbers stand for.
 
-    A folder is searched recursively for MEDIA_SUFFIXES (hidden names are skipped). A .txt holds one path a
-    line; a .csv has the columns path and, if wanted, labels (class names separated by ";"). Their relative
-    paths start at their own folder. `classes` fixes the numbering; without it the names are sorted.
+    A folder is searched recursively for MEDIA_SUFFIXES: hidden names are skipped, and the log counts other files. A
+    .txt holds one path a line; a .csv has the columns path and, if wanted, labels (class names separated by ";"), named
+    by its first line. Their relative paths start at their own folder. `classes` fixes the numbering; without it the
+    names are sorted.
     Raises DataError when the source or a label in it makes no sense.
     """
     rows: list[Row]
     if source.is_dir():
-        rows = [(name, ()) for name in _media_below(source)]
+        names_below, skipped = _files_below(source)
+        rows = [(name, ()) for name in names_below]
         root = source
+        if skipped:
+            most = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in skipped.most_common(MOST_SUFFIXES))
+            log.warning("%s: %d files are skipped for their suffix: %s", source, skipped.total(), most)
     elif source.is_file() and source.suffix.lower() in (".txt", ".csv"):
         rows = _table_rows(source) if source.suffix.lower() == ".csv" else _list_rows(source)
         root = source.parent
@@ -118,9 +127,12 @@ def without_duplicates(inputs: Iterable[AnyInput]) -> Iterator[AnyInput]:
         yield item
 
 
-def _media_below(root: Path) -> Iterator[str]:
-    """Names relative to root. Links to folders are followed, but no folder is entered twice."""
-    entered = set()
+def _files_below(root: Path) -> tuple[list[str], Counter[str]]:
+    """Names of media relative to root, and how many other files there are by suffix.
+
+    Links to folders are followed, but no folder is entered twice.
+    """
+    names, skipped, entered = [], Counter[str](), set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         real = os.path.realpath(folder)
@@ -128,9 +140,13 @@ def _media_below(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         entered.add(real)
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+        for name in sorted(name for name in files if not name.startswith(".")):
+            suffix = Path(name).suffix.lower()
+            if suffix in MEDIA_SUFFIXES:
+                names.append((Path(folder) / name).relative_to(root).as_posix())
+            else:
+                skipped[_readable(suffix)] += 1
+    return names, skipped
 
 
 def _list_rows(path: Path) -> list[Row]:

@@ -14,9 +14,9 @@ from cavmae_ds.errors import DataError, UserError
 from cavmae_ds.terminal import read_lines
 
 
-def test_a_folder_is_searched_to_its_depth_but_never_in_circles(tmp_path):
+def test_a_folder_is_searched_to_its_depth_but_never_in_circles(tmp_path, caplog):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    for name in ("z.mp4", "a/y.MKV", "a/b/x.webm", "a/readme.md", "a/.hidden.mp4"):
+    for name in ("z.mp4", "a/y.MKV", "a/b/x.webm", "a/readme.md", "a/b/b.MD", "a/LICENSE", "a/.hidden.mp4"):
         (tmp_path / name).touch()
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
 
@@ -24,6 +24,7 @@ def test_a_folder_is_searched_to_its_depth_but_never_in_circles(tmp_path):
 
     assert [item.source for item in inputs] == ["a/b/x.webm", "a/y.MKV", "z.mp4"]
     assert [item.clip_id for item in inputs] == ["a/b/x", "a/y", "z"]
+    assert caplog.messages == [f"{tmp_path}: 3 files are skipped for their suffix: 2 .md, 1 without"]
 
 
 def test_a_list_means_its_lines_as_they_stand(tmp_path):
