@@ -188,4 +188,4 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
         raise typer.Exit(EXIT_UNPUBLISHED)
     address = shlex.quote(str(out))
     following = f"cavmae inspect {address} --out look.html, then cavmae stats {address}"
-    typer.echo(f"{outcome.clips} clips are in {out}; next: {following}")
+    typer.echo(f"the data set is in {out}; next: {following}")
