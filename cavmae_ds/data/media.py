@@ -79,7 +79,8 @@ def _read(item: VideoInput, settings: PrepareSettings, *, jump: bool) -> ClipRec
         source_start_s = (container.start_time or 0) / av.time_base
         frames, bad_video = _pick(container, tracks, start_s, picture_s, settings)
         _refuse_bad("picture", RejectCode.CORRUPT_VIDEO, len(frames), bad_video)
-        if (late_s := frames[0][0] - start_s) > TIME_TOLERANCE_S:  # no frame is shown before its time
+        late_s = frames[0][0] - start_s
+        if late_s > TIME_TOLERANCE_S and not official:  # which counts frames: else none is shown before its time
             seconds -= late_s
             start_s, picture_s = _clip_span(container, tracks, frames[0][0], seconds)
             frames, _ = _pick(container, tracks, start_s, picture_s, settings)
