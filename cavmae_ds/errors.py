@@ -27,3 +27,10 @@ class RankError(UserError):
 
 class WorkerLost(Exception):
     """A process that loads clips for a rank is gone; starting again helps."""
+
+
+def distinct(value: float, limit: float, spec: str) -> tuple[str, str]:
+    """Two different numbers as text with at least the digits of `spec` (".1%", ",.2f"), and enough to differ."""
+    form, first, kind = spec[:-2], int(spec[-2]), spec[-1]
+    texts = [(f"{value:{form}{digits}{kind}}", f"{limit:{form}{digits}{kind}}") for digits in range(first, 18)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])

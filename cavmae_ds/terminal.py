@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.text_files import read_text
 
 out_console = Console()
 err_console = Console(stderr=True)
@@ -43,9 +44,9 @@ def folding_table(*columns: Column | str, **style: Any) -> Table:
 def read_lines(option: str, path: Path) -> list[str]:
     """The lines of a text file that an option names, but for blank ones. Raises ConfigError naming the option."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{option} {path} cannot be read: {error}") from error
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise ConfigError(f"{option} {error}") from error
     return [line for line in lines if line.strip()]
 
 

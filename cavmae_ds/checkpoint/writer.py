@@ -31,6 +31,7 @@ from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.distributed import World
 from cavmae_ds.durable import flush
+from cavmae_ds.errors import distinct
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,8 @@ class Writer:
             needed = sum(each, start=_SPARE_BYTES)
             free = shutil.disk_usage(root).free
             if free < needed:
-                return f"{root} has {free / 1e6:,.1f} MB free, {needed / 1e6:,.1f} MB are needed"
+                there, wanted = distinct(free / 1e6, needed / 1e6, ",.1f")
+                return f"{root} has {there} MB free, {wanted} MB are needed"
             folder.mkdir()
         except (OSError, Unheard) as error:
             return _why(error)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cavmae_ds.config.sections.common import CommonConfig
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.text_files import read_text
 
 RUN_OWNS = {
     "train_batch_size": "train.global_batch",
@@ -58,7 +59,9 @@ def read_fragment(config: CommonConfig) -> dict[str, Any]:
     """The engine fragment of a run. Raises ConfigError: missing, not JSON, owned or unknown key, ZeRO stage."""
     path = find_fragment(config.ds_config)
     try:
-        fragment = json.loads(path.read_text(encoding="utf-8"))
+        fragment = json.loads(read_text(path))
+    except DataError as error:
+        raise ConfigError(f"ds_config {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"ds_config {str(path)!r} is not valid JSON (line {error.lineno}): {error.msg}") from None
     if not isinstance(fragment, dict):

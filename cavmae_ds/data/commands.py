@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cavmae_ds.data.rejects import RejectCode
+from cavmae_ds.errors import distinct
 from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ class Channel(str, Enum):
 
 def prepare(
     source: Annotated[
-        Path, typer.Argument(help="A folder of videos, a .txt with one path a line, or a .csv path,labels.")
+        Path,
+        typer.Argument(help="A folder of videos, a .txt with one path a line, or a .csv with the header path,labels."),
     ],
     out: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://bucket/prefix.")],
     workers: Workers,
@@ -68,6 +71,7 @@ def prepare(
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 90,
     clip_seconds: Annotated[float, typer.Option(min=1, max=30, help="Longest clip.")] = 10.0,
     channel: Annotated[Channel, typer.Option(help="The first sound channel or their mean.")] = Channel.first,
+    audio_track: Annotated[int, typer.Option(min=1, help="Which sound track of a file is read; 1 is the first.")] = 1,
     keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
     windows: Annotated[
         bool,
@@ -102,6 +106,7 @@ def prepare(
         jpeg_quality=jpeg_quality,
         clip_seconds=clip_seconds,
         channel=channel.value,
+        audio_track=audio_track,
         keep_silent=keep_silent,
         windows=windows,
         frame_rule=frame_rule.value,
@@ -173,9 +178,13 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
         table.add_row(code, str(count), RejectCode(code).explanation)
     out_console.print(table)
     if not outcome.published:
-        typer.echo(
-            f"cavmae: {out} is not published: {outcome.bad_share:.1%} of the inputs were rejected, allowed "
-            f"{max_bad:.1%}; see rejected.csv there, then mend the inputs or raise --max-bad",
-            err=True,
-        )
+        why = "no input became a clip"
+        if outcome.clips:
+            rejected, allowed = distinct(outcome.bad_share, max_bad, ".1%")
+            why = f"{rejected} of the inputs were rejected, allowed {allowed}"
+        remedy = "mend the inputs or raise --max-bad" if outcome.clips else "mend the inputs"
+        typer.echo(f"cavmae: {out} is not published: {why}; see rejected.csv there, then {remedy}", err=True)
         raise typer.Exit(EXIT_UNPUBLISHED)
+    address = shlex.quote(str(out))
+    following = f"cavmae inspect {address} --out look.html, then cavmae stats {address}"
+    typer.echo(f"the data set is in {out}; next: {following}")

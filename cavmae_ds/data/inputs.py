@@ -1,7 +1,10 @@
 """From a folder, a list or a table to the videos it names, each with its clip id and class ids."""
 
 import csv
+import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -9,13 +12,16 @@ from typing import TypeVar
 
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.errors import DataError
+from cavmae_ds.text_files import read_text
 
 MEDIA_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 CSV_COLUMNS = ("path", "labels")
+MOST_SUFFIXES = 5  # that are listed of skipped files
 
+log = logging.getLogger(__name__)
 
 Row = tuple[str, tuple[str, ...]]  # a path as written, and its class names
 
@@ -60,15 +66,20 @@ AnyInput = TypeVar("AnyInput", bound=Input)
 def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[VideoInput], tuple[str, ...]]:
     """All inputs sorted by clip id, and the class names that their label numbers stand for.
 
-    A folder is searched recursively for MEDIA_SUFFIXES (hidden names are skipped). A .txt holds one path a
-    line; a .csv has the columns path and, if wanted, labels (class names separated by ";"). Their relative
-    paths start at their own folder. `classes` fixes the numbering; without it the names are sorted.
+    A folder is searched recursively for MEDIA_SUFFIXES: hidden names are skipped, and the log counts other files. A
+    .txt holds one path a line; a .csv has the columns path and, if wanted, labels (class names separated by ";"), named
+    by its first line. Their relative paths start at their own folder. `classes` fixes the numbering; without it the
+    names are sorted.
     Raises DataError when the source or a label in it makes no sense.
     """
     rows: list[Row]
     if source.is_dir():
-        rows = [(name, ()) for name in _media_below(source)]
+        names_below, skipped = _files_below(source)
+        rows = [(name, ()) for name in names_below]
         root = source
+        if skipped:
+            most = ", ".join(f"{count} {suffix or 'without'}" for suffix, count in skipped.most_common(MOST_SUFFIXES))
+            log.warning("%s: %d files are skipped for their suffix: %s", source, skipped.total(), most)
     elif source.is_file() and source.suffix.lower() in (".txt", ".csv"):
         rows = _table_rows(source) if source.suffix.lower() == ".csv" else _list_rows(source)
         root = source.parent
@@ -97,12 +108,11 @@ def video_input(root: Path, name: str, labels: tuple[int, ...] = ()) -> VideoInp
     if shown.is_absolute() and path.is_relative_to(root.absolute()):
         shown = PurePosixPath(path.relative_to(root.absolute()))
     clip_id = str(shown.with_suffix("")).lstrip("/")
-    printable = clip_id.encode("utf-8", "backslashreplace").decode()
+    printable = _readable(clip_id)
     rejected = None
     if printable != clip_id:
         rejected = ClipRejected(RejectCode.UNREADABLE, "the name is not valid UTF-8")
-    shown_source = name.encode("utf-8", "backslashreplace").decode()
-    return VideoInput(clip_id=printable, source=shown_source, path=str(path), labels=labels, rejected=rejected)
+    return VideoInput(clip_id=printable, source=_readable(name), path=str(path), labels=labels, rejected=rejected)
 
 
 def without_duplicates(inputs: Iterable[AnyInput]) -> Iterator[AnyInput]:
@@ -117,9 +127,12 @@ def without_duplicates(inputs: Iterable[AnyInput]) -> Iterator[AnyInput]:
         yield item
 
 
-def _media_below(root: Path) -> Iterator[str]:
-    """Names relative to root. Links to folders are followed, but no folder is entered twice."""
-    entered = set()
+def _files_below(root: Path) -> tuple[list[str], Counter[str]]:
+    """Names of media relative to root, and how many other files there are by suffix.
+
+    Links to folders are followed, but no folder is entered twice.
+    """
+    names, skipped, entered = [], Counter[str](), set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         real = os.path.realpath(folder)
@@ -127,30 +140,52 @@ def _media_below(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         entered.add(real)
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+        for name in sorted(name for name in files if not name.startswith(".")):
+            suffix = Path(name).suffix.lower()
+            if suffix in MEDIA_SUFFIXES:
+                names.append((Path(folder) / name).relative_to(root).as_posix())
+            else:
+                skipped[_readable(suffix)] += 1
+    return names, skipped
 
 
 def _list_rows(path: Path) -> list[Row]:
     # A "#" may begin a file name and a space may end it: neither is interpreted.
-    lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
-    return [(line, ()) for line in (line.rstrip("\r") for line in lines) if line.strip()]
+    rows: list[Row] = []
+    for number, line in enumerate(io.StringIO(read_text(path, keep_invalid=True), newline=None), start=1):
+        name = line.rstrip("\n")
+        _check_encoding(path, number, name)
+        if name.strip():
+            rows.append((name, ()))
+    return rows
 
 
 def _table_rows(path: Path) -> list[Row]:
     rows = []
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        table = csv.DictReader(file, strict=True)
+    table = csv.DictReader(io.StringIO(read_text(path, keep_invalid=True), newline=""), strict=True)
+    try:
         columns = table.fieldnames or []
         if "path" not in columns or not set(columns) <= set(CSV_COLUMNS):
-            raise DataError(f"{path} has the columns {','.join(columns)}; allowed are path,labels or path alone")
-        try:
-            for row in table:
-                if not row["path"] or None in row or None in row.values():
-                    raise DataError(f"{path} line {table.line_num} has no path or not {len(columns)} fields")
-                labels = (label.strip() for label in row.get("labels", "").split(";"))
-                rows.append((row["path"], tuple(label for label in labels if label)))
-        except csv.Error as error:
-            raise DataError(f"{path} line {table.line_num} is not valid CSV: {error}") from error
+            first = _readable(",".join(columns))
+            raise DataError(f"{path} has the columns {first}; allowed in its first line are path,labels or path alone")
+        for row in table:
+            if not row["path"] or None in row or None in row.values():
+                raise DataError(f"{path} line {table.line_num} has no path or not {len(columns)} fields")
+            _check_encoding(path, table.line_num, row["path"], row.get("labels", ""))
+            labels = (label.strip() for label in row.get("labels", "").split(";"))
+            rows.append((row["path"], tuple(label for label in labels if label)))
+    except csv.Error as error:
+        raise DataError(f"{path} line {table.line_num} is not valid CSV: {error}") from error
     return rows
+
+
+def _check_encoding(table: Path, line: int, name: str, labels: str = "") -> None:
+    """Raises DataError for text that is not UTF-8, unless these bytes are the name of a file that is there."""
+    for text in (name, labels):
+        if _readable(text) != text and not (text is name and os.path.lexists(table.parent / name)):
+            got = text.encode("utf-8", "surrogateescape")
+            raise DataError(f"{table} line {line} is not UTF-8, got {got!r}; save the file as UTF-8")
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

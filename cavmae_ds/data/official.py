@@ -11,6 +11,7 @@ Source of the layout: spec/cav-mae.md 3.3, 3.6 and 3.7.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from cavmae_ds.data.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.schema import DataSetFacts
 from cavmae_ds.data.settings import BuildSettings
 from cavmae_ds.errors import DataError
+from cavmae_ds.text_files import read_text
 
 LABEL_COLUMNS = ("index", "mid", "display_name")
 
@@ -119,19 +121,18 @@ def find_official(
 def read_label_csv(path: Path) -> Classes:
     """The classes of a label CSV: index,mid,display_name. Raises DataError."""
     rows: dict[int, tuple[str, str]] = {}
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True, skipinitialspace=True)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, strict=True, skipinitialspace=True)
-            if missing := set(LABEL_COLUMNS) - set(table.fieldnames or ()):
-                raise DataError(f"{path} lacks the column {min(missing)}; it needs {','.join(LABEL_COLUMNS)}")
-            for row in table:
-                index, mid, name = (row[column] for column in LABEL_COLUMNS)
-                if not (index or "").strip().isdecimal() or not mid or name is None:
-                    raise DataError(f"{path} line {table.line_num} has no whole number index, no mid or no name")
-                if int(index) in rows:
-                    raise DataError(f"{path} line {table.line_num} gives the index {int(index)} a second time")
-                rows[int(index)] = (mid.strip(), name.strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if missing := set(LABEL_COLUMNS) - set(table.fieldnames or ()):
+            raise DataError(f"{path} lacks the column {min(missing)}; it needs {','.join(LABEL_COLUMNS)}")
+        for row in table:
+            index, mid, name = (row[column] for column in LABEL_COLUMNS)
+            if not (index or "").strip().isdecimal() or not mid or name is None:
+                raise DataError(f"{path} line {table.line_num} has no whole number index, no mid or no name")
+            if int(index) in rows:
+                raise DataError(f"{path} line {table.line_num} gives the index {int(index)} a second time")
+            rows[int(index)] = (mid.strip(), name.strip())
+    except csv.Error as error:
         raise DataError(f"the label CSV {path} cannot be read: {error}") from error
     if not rows:
         raise DataError(f"{path} names no class: it has only a header")
@@ -145,9 +146,7 @@ def read_label_csv(path: Path) -> Classes:
 
 def _read_listing(path: Path) -> list[_Entry]:
     try:
-        entries = _Listing.model_validate_json(path.read_text("utf-8-sig")).data
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        entries = _Listing.model_validate_json(read_text(path)).data
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -162,9 +161,8 @@ def _read_listing(path: Path) -> list[_Entry]:
 
 def _read_weights(path: Path, clips: int) -> Sequence[float | None]:
     try:
-        lines = path.read_text("utf-8-sig").split()
-        weights = [float(line) for line in lines]
-    except (OSError, ValueError) as error:
+        weights = [float(line) for line in read_text(path).split()]
+    except ValueError as error:
         raise DataError(f"the weight CSV {path} cannot be read: {error}; it needs one number a line") from error
     if len(weights) != clips:
         raise DataError(

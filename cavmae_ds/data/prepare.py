@@ -25,6 +25,7 @@ def prepare(
     facts = DataSetFacts(
         audio_codec=settings.audio_codec,
         channel=settings.channel,
+        audio_track=settings.audio_track,
         clip_seconds=settings.clip_seconds,
         windows=settings.windows,
         frame_size=settings.frame_size,

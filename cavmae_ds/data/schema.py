@@ -63,7 +63,7 @@ class ClipFlag(IntFlag):
 
     SHORT = 1  # sound or picture covers less than 95 % of the clip length
     SILENT = 2  # every sample is zero
-    ROTATED = 4  # the container asked for a rotation, which was applied
+    ROTATED = 4  # the container asked for a rotation or a mirror image, which was applied
     AV_OFFSET_FILLED = 8  # silence stands where the sound track had a gap or began late
     REPEATED_FRAMES = 16  # one source frame was on screen at more than one of the ten times
     SOME_CORRUPT_FRAMES = 32  # some packets did not decode; none of those frames was chosen
@@ -195,6 +195,7 @@ class DataSetFacts(BaseModel):
     audio_codec: AudioCodec = "pcm16"
     audio_rate_hz: int = AUDIO_RATE_HZ
     channel: Literal["first", "mean"]
+    audio_track: int = 1  # of the sound tracks of an input; 1 is the first
     clip_seconds: float
     windows: bool = False  # longer inputs were cut into clips of this length; else only their beginning is here
     frame_size: int  # pixels, height = width

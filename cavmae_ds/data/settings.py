@@ -39,5 +39,6 @@ class PrepareSettings(BuildSettings):
     """The same for videos."""
 
     frame_rule: Literal["time", "official"] = "time"
+    audio_track: int = Field(default=1, ge=1)  # of the sound tracks of a file; 1 is the first
     windows: bool = False  # cut longer videos into clips; else only their beginning is used
     classes: tuple[str, ...] | None = None  # fixes the numbers of the labels; None: sorted names

@@ -16,7 +16,7 @@ from cavmae_ds.data.store import S3Store, open_store, s3_client
 from cavmae_ds.doctor.clocks import clock_finding
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.doctor.space import STORED_CLIP_BYTES
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, distinct
 
 CONNECTIONS = 1, 4, 16
 CONNECTIONS_OF_A_CLIENT = 8  # of the ten that boto3 keeps
@@ -72,14 +72,15 @@ def throughput(url: str, rates: Mapping[int, float], clips_per_second: float) ->
     """Bytes/s by number of connections against what this host needs."""
     best = max(rates.values())
     measured = ", ".join(f"{value / 1e6:.0f} with {n}" for n, value in rates.items())
-    said = f"MB/s by connections: {measured}; enough for {best / STORED_CLIP_BYTES:.0f} clips/s on this host"
+    enough, wanted = distinct(best / STORED_CLIP_BYTES, clips_per_second, ".0f")
+    said = f"MB/s by connections: {measured}; enough for {enough} clips/s on this host"
     name = f"reading {url}"
     needed = clips_per_second * STORED_CLIP_BYTES
     if best >= needed:
         return ok(name, said)
     return fix(
         name,
-        f"{said}, and {clips_per_second:.0f} are needed",
+        f"{said}, and {wanted} are needed",
         "put the shards nearer (a bucket in the same region, a disk: data.cache holds them after the first epoch)",
     )
 

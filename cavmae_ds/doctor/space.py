@@ -14,6 +14,7 @@ from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, CLIP_SECONDS
 from cavmae_ds.data.temporary_folder import LONGEST_TEMPORARY_FOLDER, check_temporary_folder
 from cavmae_ds.doctor.finding import Finding, fix, ok
+from cavmae_ds.errors import distinct
 from cavmae_ds.launched import ranks_of_this_host
 from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.plan.states import count
@@ -48,7 +49,8 @@ def decoded_clip_bytes(image_size: int) -> int:
 
 def shared_memory(free: int, total: int, needed: int, whose: str) -> Finding:
     """Free bytes against needed ones."""
-    said = f"{free / GIB:.2f} of {total / GIB:.2f} GiB free, {whose} take up to {needed / GIB:.2f}"
+    there, taken = distinct(free / GIB, needed / GIB, ".2f")
+    said = f"{there} of {total / GIB:.2f} GiB free, {whose} take up to {taken}"
     if free >= needed:
         return ok("/dev/shm", said)
     size = -(-(total - free + needed) // GIB)
@@ -98,7 +100,8 @@ def disk(name: str, folder: Path, needed: int, whose: str, do: str) -> Finding:
     """Free bytes below a folder, which need not be there yet but must be ours to write."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    said = f"{folder}: {free / GIB:.1f} GiB free, {whose} take {needed / GIB:.1f}"
+    there, taken = distinct(free / GIB, needed / GIB, ".1f")
+    said = f"{folder}: {there} GiB free, {whose} take {taken}"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return fix(name, f"{folder} cannot be written", f"make {existing} a folder that this user may write to")
     if free < needed:

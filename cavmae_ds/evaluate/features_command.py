@@ -11,6 +11,7 @@ import typer
 from cavmae_ds.data.commands import EXIT_UNPUBLISHED, MaxBad
 from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
+from cavmae_ds.errors import distinct
 from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar
 
 
@@ -89,11 +90,12 @@ def features(
             table.add_row(code, str(count), _meaning(code))
         out_console.print(table)
     if not found.written:
-        typer.echo(
-            f"cavmae: {out} is not written: {bad} of {bad + found.clips} clips cannot be used, allowed "
-            f"{max_bad:.1%}; see {names}, then mend them or raise --max-bad",
-            err=True,
-        )
+        why, remedy = f"none of {bad} clips can be used", "mend them"
+        if found.clips:
+            share, allowed = distinct(bad / (bad + found.clips), max_bad, ".1%")
+            why = f"{bad} of {bad + found.clips} clips ({share}) cannot be used, allowed {allowed}"
+            remedy = "mend them or raise --max-bad"
+        typer.echo(f"cavmae: {out} is not written: {why}; see {names}, then {remedy}", err=True)
         raise typer.Exit(EXIT_UNPUBLISHED)
     shapes = ", ".join(f"{name} {[found.clips, *shape]}" for name, shape in found.shapes.items())
     others = f"; the others are named in {names}" if bad else ""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cavmae_ds.errors import CheckpointError, ConfigError
+from cavmae_ds.errors import CheckpointError, ConfigError, distinct
 from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import header_of, save_single_file
@@ -118,10 +118,8 @@ def _check_onnx(module: nn.Module) -> None:
         )
     size = sum(parameter.numel() * 4 for parameter in module.parameters())
     if size > LARGEST_ONNX_BYTES:
-        raise ConfigError(
-            f"the model is {size / 1e9:.1f} GB, one ONNX file holds {LARGEST_ONNX_BYTES / 1e9:.1f}; "
-            "take --format torch-export"
-        )
+        model, limit = distinct(size / 1e9, LARGEST_ONNX_BYTES / 1e9, ".1f")
+        raise ConfigError(f"the model is {model} GB, one ONNX file holds {limit}; take --format torch-export")
 
 
 def _write_onnx(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, header: dict[str, str]) -> None:

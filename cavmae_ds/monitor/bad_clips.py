@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from cavmae_ds.data.clips import BadClip, Damage
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, distinct
 
 
 class BadClips:
@@ -51,7 +51,8 @@ class BadClips:
         # One bad clip among the first few says little: judge shares only once a share can be told.
         bad, allowed = self._ever.total(), max(1.0, self._max_share * self._seen)
         if bad > allowed:
+            share, limit = distinct(bad / self._seen, self._max_share, ".1%")
             raise DataError(
-                f"{bad} of {self._seen} clips could not be decoded, data.max_bad_share allows {self._max_share:.1%}; "
-                "the log names them"
+                f"{bad} of {self._seen} clips ({share}) could not be decoded, data.max_bad_share allows {limit}; the "
+                "log names them"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cavmae_ds.config import RunConfig
 from cavmae_ds.config.engine_fragment import find_fragment
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.errors import ConfigError, distinct
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import Choice, Planner, Prediction
 
@@ -70,10 +70,11 @@ def check_fit(planner: Planner, recommended: Prediction | None) -> list[str]:
     own, machine = planner.configured(), planner.machine
     if planner.largest_micro_batch(own.ds_config, own.modes):
         return []
-    needed = planner.memory(replace(own, micro_batch=1)).total / 2**30
+    total = planner.memory(replace(own, micro_batch=1)).total
+    needed, usable = distinct(total / 2**30, machine.usable_bytes / 2**30, ".1f")
     over = (
         f"the run does not fit on {machine.gpus} x {machine.gpu.name} even at train.micro_batch: 1, it needs "
-        f"{needed:.1f} GiB of the {machine.usable_bytes / 2**30:.1f} GiB usable on each"
+        f"{needed} GiB of the {usable} GiB usable on each"
     )
     if recommended is None:
         raise ConfigError(f"{over}, and no switch changes that; take GPUs with more memory or a smaller model")

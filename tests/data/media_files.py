@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def write_media(
     codec: str = "libx264",
     pixel_format: str = "yuv420p",
     sound_codec: str | None = None,
+    display_matrix: Sequence[int] | None = None,
+    pixel_aspect: Fraction = Fraction(1),
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """frames: uint8 [H, W, 3] each; sound: float [n] or [channels, n], kept exactly as 16-bit PCM.
 
@@ -54,7 +58,7 @@ def write_media(
     """
     times_s = frame_times_s if frame_times_s is not None else np.arange(len(frames)) / fps
     sound_codec = sound_codec or ("pcm_s16le" if path.suffix in (".mkv", ".mov", ".avi") else "aac")
-    with av.open(f"file:{path}", "w") as container:
+    with av.open(f"file:{path}", "w", options=container_options) as container:
         if len(frames):
             rate = Fraction(fps).limit_denominator(1000)
             options = {"preset": "ultrafast", "crf": "12", "g": str(key_frame_every), "x265-params": "log-level=none"}
@@ -64,6 +68,8 @@ def write_media(
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = pixel_format
             video.codec_context.time_base = Fraction(1, 1000)
+            video.codec_context.sample_aspect_ratio = pixel_aspect
+            video.set_display_matrix(display_matrix)
         if sound is not None:
             sound = np.atleast_2d(sound)
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
@@ -125,13 +131,41 @@ def cut_short(whole: Path, path: Path, share: float) -> Path:
     return path
 
 
-def spoil_packets(path: Path, kind: str, numbers: Sequence[int]) -> None:
-    """Overwrites these packets of the "video" or "audio" track; the container stays whole."""
+def joined(path: Path, *sources: Path, title: str | None = None) -> Path:
+    """All tracks of the sources in one file. The title is written in Latin-1."""
+    with ExitStack() as stack:
+        target = stack.enter_context(av.open(f"file:{path}", "w", metadata_encoding="latin-1"))
+        if title:
+            target.metadata["title"] = title
+        packets = []
+        for source in sources:
+            container = stack.enter_context(av.open(str(source)))
+            streams = {stream.index: target.add_stream_from_template(stream) for stream in container.streams}
+            packets += [(streams[packet.stream.index], packet) for packet in container.demux() if packet.size]
+        for stream, packet in sorted(packets, key=lambda pair: pair[1].dts * pair[1].time_base):
+            packet.stream = stream
+            target.mux(packet)
+    return path
+
+
+def cut_off_the_beginning(whole: Path, path: Path, share: float) -> Path:
+    """A .ts file without the first `share` of its packets, but with the tables that name its tracks."""
+    content = whole.read_bytes()
+    path.write_bytes(content[: 3 * 188] + content[round(share * (len(content) // 188)) * 188 :])
+    return path
+
+
+def spoil_packets(path: Path, kind: str, numbers: Sequence[int], *, filler: bool = False) -> None:
+    """Overwrites these packets of the "video" or "audio" track; the container stays whole.
+
+    With `filler` they become H.264 filler data (type 12), of which a decoder makes nothing, without an error.
+    """
     with av.open(str(path)) as container:
         track = next(stream for stream in container.streams if stream.type == kind)
         packets = [(packet.pos, packet.size) for packet in container.demux(track) if packet.size]
     content = bytearray(path.read_bytes())
     for number in numbers:
         position, size = packets[number]
-        content[position : position + size] = b"\xff" * size
+        junk = (size - 4).to_bytes(4, "big") + b"\x0c" if filler else b""
+        content[position : position + size] = junk.ljust(size, b"\xff")
     path.write_bytes(content)

@@ -399,7 +399,7 @@ def test_a_weight_csv_that_does_not_fit_is_refused(folder, tmp_path, text, words
             "--root must be OLD=NEW",
         ),
         (["import-official", "x.json", "--label-csv", "x.csv", "--out", "out", "--root", "=new"], "got '=new'"),
-        (["import-official", "x.json", "--label-csv", "x.csv", "--out", "out"], "the label CSV x.csv cannot be read"),
+        (["import-official", "x.json", "--label-csv", "x.csv", "--out", "out"], "x.csv cannot be read"),
         (["create-official", "shards", "--out", "out", "--limit", "3", "--ids", "ids.txt"], "give one of them"),
         (["create-official", "shards", "--out", "out", "--ids", "ids.txt"], "--ids ids.txt cannot be read"),
         (["inspect", "shards", "--out", "report.pdf"], "--out must end in .html or .png, got report.pdf"),

@@ -113,12 +113,30 @@ def test_good_videos_become_clips_and_each_bad_one_is_named_with_its_reason(tmp_
     assert accepted.returncode == 0, accepted.stderr
     assert rejections_in(out) == reasons
     assert all(code in accepted.stdout for code in reasons.values())
+    assert (
+        f"the data set is in {out}; next: cavmae inspect {out} --out look.html, then cavmae stats {out}"
+        in accepted.stdout
+    )
     clips = clips_in(out)
     assert len(clips) == 6
     assert "-a 'so called' \"name\"" in clips
     for clip in clips.values():
         assert audio_of(clip).any()
         assert frame_of(clip, 9).shape == (224, 224, 3)
+
+
+def test_when_no_input_becomes_a_clip_no_share_is_blamed(tmp_path):
+    (tmp_path / "videos").mkdir()
+    numbered_video(tmp_path / "videos" / "v.mp4", seconds=2.0)
+    options = ("--audio-track", 2, "--max-bad", 1, "--workers", 1)
+
+    refused = fork_cavmae("prepare", tmp_path / "videos", "--out", tmp_path / "out", *options)
+
+    assert refused.returncode == 3
+    assert (
+        "out is not published: no input became a clip; see rejected.csv there, then mend the inputs\n" in refused.stderr
+    )
+    assert rejections_in(tmp_path / "out") == {"v.mp4": "no_audio"}
 
 
 def test_records_hold_what_the_videos_show_and_the_table_says(tmp_path, six_videos):

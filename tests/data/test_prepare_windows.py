@@ -155,6 +155,17 @@ def test_the_official_rule_picks_the_frames_of_its_table(tmp_path, fps, frames, 
     assert numbers_in(read_clip(item_of(path), OFFICIAL)) == read
 
 
+def test_windows_by_the_official_rule_follow_one_another_too(tmp_path):
+    # Given a window that begins between two frames: the clip of the official rule begins with the second of them
+    path = long_video(tmp_path / "v.mkv", seconds=9, fps=2.5)
+
+    clip = list(windows_of(path, WINDOWS.model_copy(update={"frame_rule": "official"})).values())[1]
+
+    assert clip.start_s == 3.0
+    assert numbers_in(clip)[0] == 8
+    assert len(clip.audio) == 3 * AUDIO_RATE_HZ
+
+
 @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the shared sample videos are not here")
 def test_the_official_rule_on_a_real_clip_picks_the_frames_of_the_table():
     clip = read_clip(item_of(SHARED_VIDEOS / "00W1lcxW-WU_40.000.mp4"), OFFICIAL)

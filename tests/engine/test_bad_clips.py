@@ -86,7 +86,8 @@ def test_more_damage_than_allowed_ends_the_run_in_one_sentence(damaged_clip, tmp
 
     assert finished.returncode == 2
     assert (
-        "pretrain: error: rank 0: 2 of 48 clips could not be decoded, data.max_bad_share allows 1.0%" in finished.stdout
+        "pretrain: error: rank 0: 2 of 48 clips (4.2%) could not be decoded, data.max_bad_share allows 1.0%"
+        in finished.stdout
     )
     assert "Traceback" not in finished.stdout
 

@@ -152,7 +152,7 @@ def test_videos_give_bitwise_what_their_shards_and_the_python_api_give(model, tm
     features(model, tmp_path / "shards", "--out", tmp_path / "shards.safetensors", "--workers", 1)
 
     # Then a quarter of them is too many to lose unasked, and all ways lead to the same numbers
-    assert absent and "1 of 4 clips cannot be used, allowed 5.0%" in refused
+    assert absent and "1 of 4 clips (25.0%) cannot be used, allowed 5.0%" in refused
     assert rejected(out) == {str(folder / "cut.mp4"): "truncated"}
     assert "truncated" in accepted and "3 clips in" in accepted and "videos.rejected.csv" in accepted
     videos, shards = load_file(out), load_file(tmp_path / "shards.safetensors")
