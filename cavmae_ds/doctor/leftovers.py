@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from cavmae_ds.data.shared_memory import FOLDER
+from cavmae_ds.data.shared_leftovers import FOLDER
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 
 YOUNG_S = 120.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.data.shared_memory import FOLDER, remove_leftovers
+from cavmae_ds.data.shared_leftovers import FOLDER, remove_leftovers
 from tests.launcher import environment
 
 WORKER = Path(__file__).with_name("shared_memory_worker.py")
