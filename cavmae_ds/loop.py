@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
+from cavmae_ds.data.handover import check_loading
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
@@ -23,7 +25,7 @@ from cavmae_ds.engine import build_engine, build_model, leave_out
 from cavmae_ds.guards import Guard
 from cavmae_ds.monitor.monitor import Monitor, Validates
 from cavmae_ds.step import StepDone
-from cavmae_ds.survival.agreement import Agreement
+from cavmae_ds.survival.agreement import Agreement, refuse_together
 from cavmae_ds.survival.leaving import StoppedEarly
 from cavmae_ds.survival.signals import StopRequests, described
 from cavmae_ds.survival.watch import Watch, watching
@@ -115,6 +117,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
         agreement = Agreement()
+        refuse_together(partial(check_host, cfg, world), world)
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         means = running_means(cfg, numbers.steps_per_epoch, engine, world)
         checkpoints = Checkpoints(cfg, numbers, world, engine, means)
@@ -134,6 +137,12 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         checkpoints.close()
         agreement.close()
     close_world()
+
+
+def check_host(cfg: CommonConfig, world: World) -> None:
+    """Before anything is made that is shared or takes long. Raises ConfigError as check_loading does."""
+    ranks_per_host = world.size // world.hosts
+    check_loading(world.size, ranks_per_host, cfg.data.workers, cfg.train.micro_batch, cfg.model.image_size)
 
 
 def open_loader(cfg: CommonConfig, numbers: CommonNumbers, world: World, start: int, mixup: float = 0.0) -> DataLoader:

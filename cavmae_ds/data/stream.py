@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,20 +19,18 @@ from cavmae_ds.config import DataConfig
 from cavmae_ds.data.augment import draw_partner
 from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
+from cavmae_ds.data.handover import PREFETCHED, check_temporary_folder, shortage, worker_context
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
 from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, labels_of
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
-from cavmae_ds.errors import ConfigError, DataError, WorkerLost
+from cavmae_ds.errors import DataError, WorkerLost
 from cavmae_ds.survival.lineage import stay_with_rank
 
 MOST_REPLACEMENTS = 8
 """So many damaged records or shards in a row are no accident."""
 
 PREDOWNLOAD_BATCHES = 8
-
-LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes: a socket's whole name may have 107 (man 7 unix), the rest is how multiprocessing calls it."""
 
 
 class ClipStream(ShardCache):
@@ -214,19 +210,6 @@ class EvaluationClips(Dataset):
         return decode_clip(sample, clip_index=index, epoch=0, frame=self._frame)
 
 
-def check_temporary_folder(workers: int) -> None:
-    """Refuse a temporary folder that worker processes could not hand their batches over through. Raises ConfigError.
-
-    They do it through sockets there; with a longer name the first batch would be waited for until the time-out.
-    """
-    folder = tempfile.gettempdir()
-    if workers and len(os.fsencode(folder)) > LONGEST_TEMPORARY_FOLDER:
-        raise ConfigError(
-            f"the temporary folder {folder!r} has a name of {len(os.fsencode(folder))} bytes, at most "
-            f"{LONGEST_TEMPORARY_FOLDER} leave room for the sockets of data.workers; set TMPDIR to a shorter one"
-        )
-
-
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:
     """Micro-batches of `clips`; see clip_loader."""
     return clip_loader(clips, cfg, device, batch_size=clips.batch_size)
@@ -245,7 +228,8 @@ def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batchin
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         timeout=cfg.timeout_seconds if cfg.workers else 0,
-        prefetch_factor=2 if cfg.workers else None,
+        prefetch_factor=PREFETCHED if cfg.workers else None,
+        multiprocessing_context=worker_context(cfg.workers),
         **batching,
     )
 
@@ -262,7 +246,9 @@ def micro_batches(loader: DataLoader) -> Iterator[Batch]:
         raise DataError(sentence) from error
     except (ConnectionError, EOFError) as error:
         raise WorkerLost(f"{type(error).__name__} in the middle of a batch") from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        if reason := shortage(error, loader.num_workers):
+            raise DataError(reason) from error
         if "timed out" not in str(error):
             raise
         raise DataError(
