@@ -16,7 +16,7 @@ from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
-from cavmae_ds.data.handover import check_loading
+from cavmae_ds.data.handover import check_loading, check_open_files
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
@@ -114,6 +114,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
 
     Not so after an error: other ranks may be gone, and with them whatever would be waited for.
     """
+    check_open_files(numbers.ranks, cfg.data.workers)
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
         agreement = Agreement()
@@ -141,8 +142,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
 
 def check_host(cfg: CommonConfig, world: World) -> None:
     """Before anything is made that is shared or takes long. Raises ConfigError as check_loading does."""
-    ranks_per_host = world.size // world.hosts
-    check_loading(world.size, ranks_per_host, cfg.data.workers, cfg.train.micro_batch, cfg.model.image_size)
+    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, cfg.model.image_size)
 
 
 def open_loader(cfg: CommonConfig, numbers: CommonNumbers, world: World, start: int, mixup: float = 0.0) -> DataLoader:

@@ -57,29 +57,33 @@ def files_needed(ranks: int, workers: int, base: int = FILES) -> int:
     return base + FILES_OF_A_RANK * ranks + FILES_OF_A_WORKER * workers
 
 
-def check_loading(ranks: int, ranks_of_host: int, workers: int, clips: int, image_size: int) -> None:
+def check_open_files(ranks: int, workers: int) -> None:
+    """Refuse a limit under which ranks could not even meet and start their loader workers. Raises ConfigError."""
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], files_needed(ranks, workers, LEAST_FILES)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise ConfigError(
+            f"ulimit -n allows a process {limit} open files, one of {ranks} ranks with data.workers = {workers} needs "
+            f"{needed}; set ulimit -n {files_needed(ranks, workers)}, or fewer data.workers"
+        )
+
+
+def check_loading(ranks: int, workers: int, clips: int, image_size: int) -> None:
     """Refuse a host on which loader workers could not hand over even the shortest clips. Raises ConfigError.
 
-    More may be needed (`cavmae doctor` says how much); whoever then meets the limit says so, see shortage().
+    ranks: of this host. More may be needed (`cavmae doctor` says how much); later a limit is met with DataError, see
+    shortage().
     """
     if not workers:
         return
     check_temporary_folder(workers)
-    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], files_needed(ranks, workers, LEAST_FILES)
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        raise ConfigError(
-            f"ulimit -n allows a process {limit} open files, a rank with data.workers = {workers} needs {needed}; "
-            f"set ulimit -n {files_needed(ranks, workers)}, or fewer data.workers"
-        )
     space = shutil.disk_usage(FOLDER)
-    least = memory_needed(ranks_of_host, workers, clips, image_size, PREFETCHED, MIN_COMMON_SECONDS)
+    least = memory_needed(ranks, workers, clips, image_size, PREFETCHED, MIN_COMMON_SECONDS)
     if space.free < least + _KEPT_FREE:
-        most = memory_needed(ranks_of_host, workers, clips, image_size)
+        most = memory_needed(ranks, workers, clips, image_size)
         raise ConfigError(
-            f"{FOLDER} has {_mib(space.free)} of {_mib(space.total)} free, {ranks_of_host} ranks x {workers} "
-            f"data.workers x {PREFETCHED} prefetched batches of {clips} clips take at least {_mib(least)}, "
-            f"semaphores and states of shards {_mib(_KEPT_FREE)}; "
-            f"{larger(space.total - space.free + most)}, or fewer data.workers"
+            f"{FOLDER} has {_mib(space.free)} of {_mib(space.total)} free, {ranks} ranks x {workers} data.workers x "
+            f"{PREFETCHED} prefetched batches of {clips} clips take at least {_mib(least)}, semaphores and states of "
+            f"shards {_mib(_KEPT_FREE)}; {larger(space.total - space.free + most)}, or fewer data.workers"
         )
 
 
