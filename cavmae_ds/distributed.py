@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVE_TIMEOUT_S = 600.0
+LOOPBACK = ("127.0.0.1", "localhost")
 STORE_PATIENCE = timedelta(seconds=30)
 _patience = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
 
@@ -56,7 +58,7 @@ def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S, watched: bool
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     global _patience
     _patience = timedelta(seconds=collective_timeout_s)
-    deepspeed.init_distributed(timeout=_patience, verbose=False)
+    deepspeed.init_distributed(timeout=_patience, verbose=False, init_method=_rendezvous())
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -65,6 +67,31 @@ def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S, watched: bool
         device = torch.device("cpu")
     size = dist.get_world_size()
     return World(dist.get_rank(), size, local_rank, size // int(os.environ["LOCAL_WORLD_SIZE"]), device)
+
+
+def _rendezvous() -> str:
+    """How ranks meet: through torch's environment variables, and out of reach of other hosts if there is but one.
+
+    torch's store listens on all addresses, whatever MASTER_ADDR says, and whoever can connect to it, or to gloo's
+    ports, can end the run or run code in it. A name or an address of a network is left alone: it may be one that is
+    translated on its way here, to which nothing on this host can be bound.
+    """
+    if os.environ["MASTER_ADDR"] not in LOOPBACK or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return "env://"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with suppress(RuntimeError):  # registered already
+        dist.register_rendezvous_handler("loopback", _meet_on_loopback)
+    return "loopback://"
+
+
+def _meet_on_loopback(_: str, timeout: timedelta, **__: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    address, port = "127.0.0.1", int(os.environ["MASTER_PORT"])
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    listening = socket.create_server((address, port), backlog=size + 128).detach() if rank == 0 else None
+    store = dist.TCPStore(
+        address, port, size, is_master=rank == 0, timeout=timeout, multi_tenant=True, master_listen_fd=listening
+    )
+    yield store, rank, size
 
 
 def _free_port() -> int:

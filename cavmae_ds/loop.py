@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.history import write_config
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
+from cavmae_ds.data.handover import check_loading, check_open_files
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
@@ -25,7 +27,7 @@ from cavmae_ds.guards import Guard
 from cavmae_ds.monitor.monitor import Monitor, Validates
 from cavmae_ds.monitor.start_end import end_line, start_line
 from cavmae_ds.step import StepDone
-from cavmae_ds.survival.agreement import Agreement
+from cavmae_ds.survival.agreement import Agreement, refuse_together
 from cavmae_ds.survival.leaving import StoppedEarly
 from cavmae_ds.survival.signals import StopRequests, described
 from cavmae_ds.survival.watch import Watch, watching
@@ -117,9 +119,11 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
 
     Not so after an error: other ranks may be gone, and with them whatever would be waited for.
     """
+    check_open_files(numbers.ranks, cfg.data.workers)
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
         agreement = Agreement()
+        refuse_together(partial(check_host, cfg, world), world)
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         means = running_means(cfg, numbers.steps_per_epoch, engine, world)
         checkpoints = Checkpoints(cfg, numbers, world, engine, means)
@@ -140,6 +144,11 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         checkpoints.close()
         agreement.close()
     close_world()
+
+
+def check_host(cfg: CommonConfig, world: World) -> None:
+    """Before anything is made that is shared or takes long. Raises ConfigError as check_loading does."""
+    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, cfg.model.image_size)
 
 
 def open_loader(cfg: CommonConfig, numbers: CommonNumbers, world: World, start: int, mixup: float = 0.0) -> DataLoader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import stat
 import tempfile
 import threading
 import time
@@ -59,7 +60,10 @@ class ShardStream(Stream):
     """The shards of one address: a local folder is read in place, a bucket is fetched into the cache."""
 
     def __init__(self, address: str, data: DataConfig):
+        """Raises DataError if the cache would be a folder of somebody else."""
         fetched = "://" in address
+        if fetched and data.cache is None:
+            make_private(cache_folder(address, None))
         local = str(cache_folder(address, data.cache)) if fetched else address
         super().__init__(remote=address if fetched else None, local=local)
         self.address = address
@@ -172,10 +176,32 @@ def cache_folder(address: str, cache: Path | None) -> Path:
     return (cache or Path(tempfile.gettempdir())) / own
 
 
+def make_private(folder: Path) -> None:
+    """A folder that no other user reads or writes, in one where anybody may make folders of any name.
+
+    Raises DataError if there is something else of that name: a link, or what another user owns.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            folder.chmod(0o700)  # made by an earlier version, for all to read
+            return
+        found = "is a link" if stat.S_ISLNK(status.st_mode) else f"belongs to the user with id {status.st_uid}"
+    except FileExistsError:
+        found = "is no folder"
+    except OSError as error:
+        found = f"cannot be made ({error.strerror})"
+    raise DataError(
+        f"the folder {folder} for cached shards {found}, it must be a folder of this user's own; remove it, or set "
+        "data.cache"
+    )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove downloads that a killed process began: those untouched for longer than any attempt may take."""
     for part in folder.rglob(f".*{PART}"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # just removed, or another user's in a cache that is shared
             if time.time() - part.stat().st_mtime > LEFTOVER_AGE_S:
                 part.unlink()
 

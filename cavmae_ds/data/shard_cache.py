@@ -23,6 +23,7 @@ from cavmae_ds.config import DataConfig
 from cavmae_ds.data.download import BadShard, ShardError, ShardStream
 from cavmae_ds.data.shard_file import check_columns, read_clip, shard_path
 from cavmae_ds.data.shared_memory import own_names
+from cavmae_ds.distributed import barrier
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,11 @@ class ShardCache(StreamingDataset):
         with own_names():
             # What streaming fetches ahead when it iterates, which nobody does here; unset it is a line in every log.
             super().__init__(streams=self._streams, batch_size=batch_size, predownload=batch_size)
+        self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN
+        if self._unique_rank_world.num_ranks > 1:  # a rank that refuses below removes what others may not have opened
+            barrier()
         for shard in self.shards:
             check_columns(shard)
-        self._trust = SharedArray(self.num_shards, np.uint8, f"{self._shm_prefix_int}_trust")  # zeros: UNKNOWN
         self._fetched = np.array([self._streams[k].remote is not None for k in self.stream_per_shard])
         self._failures: dict[int, str] = {}  # what this process could not fetch: shard -> why
 

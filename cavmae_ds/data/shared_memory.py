@@ -1,4 +1,4 @@
-"""A name of its own in shared memory for each run, and the removal of what killed runs left there.
+"""A name of its own in shared memory for each run, and a lock that shows that the run is alive.
 
 streaming counts its names up (000000_locals, 000001_locals, ...): two runs that start at once take the same number, and
 nobody can tell a killed run's leftovers from a living run's. Here a run draws a number, and each of its ranks holds a
@@ -11,23 +11,20 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
-import re
 import secrets
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import streaming.base.dataset
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS
+from streaming.base.constant import LOCALS
 from streaming.base.shared import SharedMemory
 from streaming.base.world import World
 
+from cavmae_ds.data.shared_leftovers import FOLDER, remove_leftovers
 from cavmae_ds.distributed import from_first_rank
 
-FOLDER = Path("/dev/shm")
-_OWNER = re.compile(r"(\d{16})_owner_\d+")
 _LOWEST = 10**15  # 16 digits: streaming's own numbers never come so far
 
 
@@ -57,33 +54,6 @@ def claim_number(
     held = _hold(FOLDER / f"{number}_owner_{world.rank}")
     atexit.register(_let_go, held)  # before those of the shared memory itself, so it runs after them
     return number, SharedMemory(f"{number}_{LOCALS}", size=4)
-
-
-def remove_leftovers() -> None:
-    """Remove the shared memory and lock files of this user's runs of which no process is left."""
-    owners = defaultdict(list)
-    for path in FOLDER.iterdir():
-        if match := _OWNER.fullmatch(path.name):
-            owners[match[1]].append(path)
-    for number, paths in owners.items():
-        with suppress(BlockingIOError, FileNotFoundError, PermissionError):  # alive, just removed, another user's
-            _remove(number, paths)
-
-
-def _remove(number: str, owners: Sequence[Path]) -> None:
-    locks = []
-    try:
-        for owner in owners:
-            locks.append(os.open(owner, os.O_RDWR | os.O_NOFOLLOW))
-            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder = Path(os.pread(locks[0], 4096, 0).decode())
-        for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
-            (folder / f"{number}_{name}").unlink(missing_ok=True)
-        for path in FOLDER.glob(f"{number}_*"):
-            path.unlink(missing_ok=True)
-    finally:
-        for lock in locks:
-            os.close(lock)
 
 
 def _hold(path: Path) -> int:

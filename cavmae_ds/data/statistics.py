@@ -5,9 +5,10 @@ Source: spec/cav-mae.md 3.4 (the official way and its numbers), 3.5 (padding).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.data.clips import padded
+from cavmae_ds.data.handover import check_temporary_folder, worker_context
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.spectrogram import MEL_BINS, LogMel, frames_of
-from cavmae_ds.data.temporary_folder import check_temporary_folder
 from cavmae_ds.errors import DataError
 
 STATISTICS = "stats.json"
@@ -88,12 +89,16 @@ def clip_sums(
     Sounds are read by `workers` other processes (0: by this one); log-mels are computed in batches on `device`.
     Raises DataError naming a damaged clip or shard: statistics of a part would be mistaken for those of the whole.
     """
+    from cavmae_ds.data.stream import micro_batches  # brings streaming along
+
     check_temporary_folder(workers)
     log_mel = LogMel(device)
-    loader = DataLoader(_Sounds(records, places), batch_size=None, num_workers=workers)
+    loader: DataLoader = DataLoader(
+        _Sounds(records, places), batch_size=None, num_workers=workers, multiprocessing_context=worker_context(workers)
+    )
     parts = []
     done = 0
-    for batch in loader:
+    for batch in cast(Iterator[tuple[Tensor, Tensor] | DataError], micro_batches(loader)):
         if isinstance(batch, DataError):
             raise batch
         waveform, n_samples = batch

@@ -19,11 +19,11 @@ from cavmae_ds.config import DataConfig
 from cavmae_ds.data.augment import draw_partner
 from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
+from cavmae_ds.data.handover import PREFETCHED, check_temporary_folder, shortage, worker_context
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
 from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, labels_of
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
-from cavmae_ds.data.temporary_folder import check_temporary_folder
 from cavmae_ds.errors import DataError, WorkerLost
 from cavmae_ds.survival.lineage import stay_with_rank
 
@@ -228,7 +228,8 @@ def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batchin
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         timeout=cfg.timeout_seconds if cfg.workers else 0,
-        prefetch_factor=2 if cfg.workers else None,
+        prefetch_factor=PREFETCHED if cfg.workers else None,
+        multiprocessing_context=worker_context(cfg.workers),
         **batching,
     )
 
@@ -245,7 +246,9 @@ def micro_batches(loader: DataLoader) -> Iterator[Batch]:
         raise DataError(sentence) from error
     except (ConnectionError, EOFError) as error:
         raise WorkerLost(f"{type(error).__name__} in the middle of a batch") from error
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        if reason := shortage(error, loader.num_workers):
+            raise DataError(reason) from error
         if "timed out" not in str(error):
             raise
         raise DataError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from cavmae_ds.data.shared_memory import FOLDER
+from cavmae_ds.data.shared_leftovers import FOLDER
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 
 YOUNG_S = 120.0
@@ -32,7 +32,8 @@ def unused(folder: Path) -> dict[str, int]:
         with suppress(OSError):  # just removed
             status = path.stat(follow_symlinks=False)
             if status.st_uid == os.getuid() and status.st_mtime < oldest and status.st_ino not in used:
-                found[path.name] = status.st_blocks * 512
+                name = os.fsencode(path.name).decode(errors="backslashreplace")  # it is to be printed
+                found[name] = status.st_blocks * 512
     return found
 
 

@@ -11,8 +11,14 @@ from pathlib import Path
 import torch
 
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
-from cavmae_ds.data.schema import AUDIO_RATE_HZ, CLIP_SECONDS
-from cavmae_ds.data.temporary_folder import LONGEST_TEMPORARY_FOLDER, check_temporary_folder
+from cavmae_ds.data.handover import (
+    LONGEST_TEMPORARY_FOLDER,
+    check_temporary_folder,
+    files_needed,
+    larger,
+    memory_needed,
+)
+from cavmae_ds.data.shared_leftovers import FOLDER
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.errors import distinct
 from cavmae_ds.launched import ranks_of_this_host
@@ -20,31 +26,21 @@ from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.plan.states import count
 
 GIB, MIB = 2**30, 2**20
-SHARED_MEMORY = Path("/dev/shm")
 ADAPTERS = Path("/sys/class/infiniband")
-BATCHES_OF_A_WORKER = 3
-"""That lie in shared memory: two ahead (prefetch_factor), one handed over."""
 STORED_CLIP_BYTES = 448_000
 """Of a clip in its shard (spec/data-path.md); as DataConfig.shuffle_block says."""
 CHECKPOINT_BYTES = 16
 """A parameter: fp32 weight, two moments, running mean."""
 CLASSES = 527
 """Of AudioSet: a classifier whose classes are not in the run file."""
-FILES, FILES_OF_A_RANK, FILES_OF_A_WORKER = 512, 8, 16
-"""Open at a time [E]: by any process, for each rank that meets at the first one, for each loader worker."""
 
 
 def check_shared_memory(cfg: CommonConfig) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
     ranks, workers, clips = ranks_of_this_host(), cfg.data.workers, cfg.train.micro_batch
-    needed = ranks * workers * BATCHES_OF_A_WORKER * clips * decoded_clip_bytes(cfg.model.image_size)
-    there = shutil.disk_usage(SHARED_MEMORY)
+    needed = memory_needed(ranks, workers, clips, cfg.model.image_size)
+    there = shutil.disk_usage(FOLDER)
     return [shared_memory(there.free, there.total, needed, f"{ranks} x {workers} loader workers")]
-
-
-def decoded_clip_bytes(image_size: int) -> int:
-    """Sound in int16 and one frame in uint8, as workers hand them over."""
-    return int(CLIP_SECONDS * AUDIO_RATE_HZ) * 2 + image_size**2 * 3
 
 
 def shared_memory(free: int, total: int, needed: int, whose: str) -> Finding:
@@ -53,12 +49,7 @@ def shared_memory(free: int, total: int, needed: int, whose: str) -> Finding:
     said = f"{there} of {total / GIB:.2f} GiB free, {whose} take up to {taken}"
     if free >= needed:
         return ok("/dev/shm", said)
-    size = -(-(total - free + needed) // GIB)
-    return fix(
-        "/dev/shm",
-        said,
-        f"mount -o remount,size={size}G /dev/shm (Docker: --shm-size={size}g), or fewer data.workers",
-    )
+    return fix("/dev/shm", said, f"{larger(total - free + needed)}, or fewer data.workers")
 
 
 def check_temporary(cfg: CommonConfig) -> list[Finding]:
@@ -112,8 +103,7 @@ def disk(name: str, folder: Path, needed: int, whose: str, do: str) -> Finding:
 def check_limits(cfg: CommonConfig, ranks: int) -> list[Finding]:
     """Limits of the shell, which ranks inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = FILES + FILES_OF_A_RANK * ranks + FILES_OF_A_WORKER * cfg.data.workers
-    found = [open_files(soft, hard, needed)]
+    found = [open_files(soft, hard, files_needed(ranks, cfg.data.workers))]
     if ADAPTERS.is_dir() and any(ADAPTERS.iterdir()):
         adapters = ", ".join(sorted(adapter.name for adapter in ADAPTERS.iterdir()))
         found.append(locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], adapters))

@@ -72,13 +72,18 @@ def from_videos(videos: Sequence[VideoInput], frames: Sequence[int], settings: P
 
 def from_shards(clips: DataSets, workers: int) -> Clips:
     """Each clip, or what is damaged of it. Raises DataError for a shard that cannot be had."""
+    from cavmae_ds.data.handover import check_temporary_folder, worker_context
     from cavmae_ds.data.stream import micro_batches
-    from cavmae_ds.data.temporary_folder import check_temporary_folder
     from cavmae_ds.survival.lineage import stay_with_rank
 
     check_temporary_folder(workers)
     loader = DataLoader(
-        clips, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=stay_with_rank
+        clips,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=stay_with_rank,
+        multiprocessing_context=worker_context(workers),
     )
     return cast(Clips, micro_batches(loader))
 

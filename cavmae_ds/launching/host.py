@@ -141,9 +141,10 @@ class _Lines:
 
 
 def _clears_up(process: psutil.Process) -> bool:
-    """Python's resource tracker, which outlives its rank to remove the shared memory that the rank leaves."""
+    """Outlives its rank to remove shared memory: Python's resource tracker, or survival/kill_frozen.py."""
+    programs = "multiprocessing.resource_tracker", "cavmae_ds.survival.kill_frozen"
     try:
-        return any("multiprocessing.resource_tracker" in argument for argument in process.cmdline())
+        return any(program in argument for argument in process.cmdline() for program in programs)
     except psutil.NoSuchProcess:
         return False
 

@@ -6,9 +6,11 @@ answered: they met in that step's collectives since. It goes over gloo on the CP
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 
-from cavmae_ds.distributed import control_group, start_max
+from cavmae_ds.distributed import World, control_group, from_all_ranks, start_max
+from cavmae_ds.errors import ConfigError
 
 
 class Agreement:
@@ -31,3 +33,15 @@ class Agreement:
         """Wait for the exchange under way, which nobody will read."""
         if self._begun:
             self._begun()
+
+
+def refuse_together(check: Callable[[], None], world: World) -> None:
+    """Called by all ranks: where `check` raises ConfigError on any of them, all raise it, with the same message."""
+    refusal = None
+    try:
+        check()
+    except ConfigError as error:
+        refusal = str(error) if world.is_first else f"{socket.gethostname()}: {error}"
+    for message in from_all_ranks(refusal):
+        if message:
+            raise ConfigError(message)

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ from cavmae_ds.config import WatchConfig
 from cavmae_ds.distributed import World, is_lost_connection, open_store
 from cavmae_ds.errors import UserError, WorkerLost
 from cavmae_ds.survival.board import Beat, Board, Verdict
+from cavmae_ds.survival.kill_frozen import kill_when_ended
 from cavmae_ds.survival.leaving import ExitCode, Leaving, PeerLost, leave, say
 
 BEAT_S = 1.0
@@ -88,7 +89,7 @@ class Watch:
             self._on("computing")
             yield batch
 
-    def farewell(self, sentence: str, code: int) -> None:
+    def farewell(self, sentence: str, code: ExitCode) -> None:
         """Tell the others why this rank ends, and that they end with it. Takes a few seconds at most."""
         self._leaving = True
         self._tell(Verdict(sentence=f"{self._me} stopped: {sentence}", code=code))
@@ -208,10 +209,10 @@ class Watch:
         say(f"rank {self._rank}: {verdict.sentence}")
         if verdict.stuck:
             self._write_stacks()
-        for beat in verdict.silent:
-            if beat.host == self._me.host and beat.pid != self._me.pid:
-                _kill(beat)
         self._linger()
+        here = [beat for beat in verdict.silent if beat.host == self._me.host and beat.pid != self._me.pid]
+        if frozen := _processes(here):  # they must not wake up and go on by themselves
+            kill_when_ended(psutil.Process(), frozen)
         self._end(verdict.code)
 
     def _tell(self, verdict: Verdict) -> None:
@@ -278,12 +279,12 @@ def _names(beats: list[Beat]) -> str:
     return f"{named} and {len(beats) - _NAMED} more" if len(beats) > _NAMED else named
 
 
-def _kill(beat: Beat) -> None:
-    """End a process of this host that is given up: it must not wake up and go on by itself."""
-    with suppress(psutil.Error):
-        process = psutil.Process(beat.pid)
-        if abs(process.create_time() - beat.started) < _SAME_START_S:
-            doomed = [process, *process.children(recursive=True)]
-            for each in doomed:
-                each.kill()
-            psutil.wait_procs(doomed, timeout=_LISTEN_S)
+def _processes(beats: Sequence[Beat]) -> list[psutil.Process]:
+    """Those of this host that gave these signs of life, and their loader workers."""
+    found: list[psutil.Process] = []
+    for beat in beats:
+        with suppress(psutil.Error):
+            process = psutil.Process(beat.pid)
+            if abs(process.create_time() - beat.started) < _SAME_START_S:
+                found += [process, *process.children(recursive=True)]
+    return found

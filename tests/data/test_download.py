@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cavmae_ds.config import DataConfig, ModelConfig
-from cavmae_ds.data.download import LEFTOVER_AGE_S, BadShard, ShardError, cache_folder
+from cavmae_ds.data.download import LEFTOVER_AGE_S, BadShard, ShardError, ShardStream, cache_folder
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.shards import check_shards
@@ -202,3 +202,36 @@ def test_a_shard_without_a_hash_is_not_trusted(cfg, eight_shards, tmp_path):
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     with pytest.raises(BadShard, match=r"'shard.00000.mds'"):
         ShardCache([str(tmp_path / "shards")], cfg)[0]
+
+
+def test_shards_in_the_temporary_folder_are_for_this_user_alone(address, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cfg = DataConfig(train=address, workers=0)
+    folder = cache_folder(address, None)
+    folder.mkdir(mode=0o755)  # as an earlier version made it
+    assert len(ids(ShardCache([address], cfg))) == 24
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda folder: folder.symlink_to("."), "is a link"),
+        (lambda folder: folder.symlink_to("nowhere"), "is no folder"),
+        (lambda folder: folder.touch(), "is no folder"),
+        (lambda folder: (folder.mkdir(), os.chown(folder, 65534, 65534)), "belongs to the user with id 65534"),
+    ],
+    ids=["link", "dangling link", "file", "another user's"],
+)
+def test_a_cache_in_the_temporary_folder_that_another_user_controls_is_refused(make, found, monkeypatch, tmp_path):
+    if os.getuid() and "user" in found:
+        pytest.skip("only root gives folders away")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_folder("s3://bucket/shards", None)
+    make(folder)
+    with pytest.raises(DataError) as refused:
+        ShardStream("s3://bucket/shards", DataConfig())
+    assert str(refused.value) == (
+        f"the folder {folder} for cached shards {found}, it must be a folder of this user's own; remove it, or set "
+        "data.cache"
+    )

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cavmae_ds.data.shared_memory import FOLDER, remove_leftovers
+import pytest
+
+from cavmae_ds.data.shared_leftovers import FOLDER, remove_leftovers
 from tests.launcher import environment
 
 WORKER = Path(__file__).with_name("shared_memory_worker.py")
@@ -58,3 +60,25 @@ def test_names_of_others_are_left_alone(tmp_path):
     finally:
         for path in strangers:
             path.unlink()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_bytes(b"/tmp/\xff\xfe"),
+        lambda path: path.write_bytes(b"/tmp/\0"),
+        lambda path: (path.write_text("/tmp"), path.with_name(path.name.replace("owner_0", "locals")).mkdir()),
+    ],
+    ids=["folder", "FIFO", "link", "no UTF-8", "NUL", "folder among the names"],
+)
+def test_whatever_lies_in_shared_memory_under_a_name_like_ours_stops_nobody(make):
+    number = f"{10**15 + os.getpid()}"
+    try:
+        make(FOLDER / f"{number}_owner_0")
+        remove_leftovers()
+    finally:
+        for path in FOLDER.glob(f"{number}_*"):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from cavmae_ds.data.balance import write_sample_weights
 from cavmae_ds.data.clips import collate
+from cavmae_ds.data.handover import LONGEST_TEMPORARY_FOLDER
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
 from cavmae_ds.data.stream import EvaluationClips, micro_batches
-from cavmae_ds.data.temporary_folder import LONGEST_TEMPORARY_FOLDER
 from cavmae_ds.errors import WorkerLost
 from tests.data.small_shards import small_shards
 from tests.launcher import fork_ranks, fork_script
@@ -133,7 +133,7 @@ def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a
     script = tmp_path / "script.py"
     script.write_text(
         "import torch; from torch.utils.data import DataLoader; "
-        "from cavmae_ds.data.temporary_folder import check_temporary_folder; check_temporary_folder(1); "
+        "from cavmae_ds.data.handover import check_temporary_folder; check_temporary_folder(1); "
         "print(len(list(DataLoader(torch.zeros(4, 2), num_workers=1, timeout=20))))"
     )
     results = []

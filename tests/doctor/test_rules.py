@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from torch.distributed import TCPStore
 
 from cavmae_ds.config.load import validate_config
+from cavmae_ds.data.handover import decoded_clip_bytes
 from cavmae_ds.distributed import World
 from cavmae_ds.doctor.bucket import throughput
 from cavmae_ds.doctor.clocks import clock_finding, clocks_of_ranks
@@ -31,7 +32,7 @@ from cavmae_ds.doctor.links import link
 from cavmae_ds.doctor.ranks import Facts, _Meeting, differences, own_name, shared_names, silent
 from cavmae_ds.doctor.ranks import facts as gathered_facts
 from cavmae_ds.doctor.report import Line, document, merged, shortened, spans, worst
-from cavmae_ds.doctor.space import GIB, decoded_clip_bytes, disk, locked_memory, open_files, parameters, shared_memory
+from cavmae_ds.doctor.space import GIB, disk, locked_memory, open_files, parameters, shared_memory
 from cavmae_ds.doctor.versions import as_constrained, constraints, declared, python_version, requirements_met
 from cavmae_ds.errors import DataError
 from tests.launcher import CHECKOUT

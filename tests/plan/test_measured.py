@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.plan_memory import ENGINES, compare, engine_run, run_of
+from benchmarks.plan_memory import AT_REST_S, ENGINES, compare, engine_run, held_at_rest, run_of
 from cavmae_ds.kernels.contrastive import contrastive
 from cavmae_ds.plan.contrast import Comparison, contrast_bytes
 from cavmae_ds.plan.states import count, states
@@ -56,6 +57,12 @@ def test_the_contrastive_loss_takes_a_few_tiles_and_not_a_matrix():
 
     assert contrast_bytes(cfg, Comparison(1024, 16_384, 1)) == pytest.approx(peak, rel=0.1)
     assert peak < 3 * 1024 * 16_384 * 4  # the matrix and its gradients would be more
+
+
+def test_what_a_thread_of_gloo_still_holds_is_not_counted():
+    held = [torch.ones(1000), torch.ones(10)]
+    threading.Timer(AT_REST_S / 2, lambda: held.pop(0)).start()
+    assert held_at_rest(lambda: sum(tensor.nbytes for tensor in held)) == 40
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from cavmae_ds.config import WatchConfig
 from cavmae_ds.survival.board import Beat, Board
 from cavmae_ds.survival.watch import Watch
+from tests.launcher import CHECKOUT
 
 CFG = WatchConfig().model_copy(update={"silence_seconds": 3.0})  # no user may be so impatient
 
@@ -136,14 +139,48 @@ def test_a_rank_that_lives_but_gets_no_further_is_named_and_its_stacks_are_kept(
         assert "test_watch.py" in (tmp_path / "stacks" / f"rank-{rank}.txt").read_text()
 
 
-def test_a_frozen_process_of_the_same_host_is_ended_so_that_it_cannot_wake_up_again(ranks, capfd):
+def test_a_frozen_process_of_the_same_host_is_killed_after_the_rank_that_gave_it_up_has_ended(ranks, tmp_path):
+    """DeepSpeed's launcher ends with the code of the first rank that it sees ended."""
     frozen = psutil.Popen(["sleep", "60"])
     frozen.suspend()
-    ranks.start(0, 2)
     beat = Beat(rank=1, host=socket.gethostname(), pid=frozen.pid, started=frozen.create_time())
-    Board(ranks.store(), 1, 2).tell(beat)
-    ranks.until(lambda: bool(ranks.codes))
-    assert not psutil.pid_exists(frozen.pid)
+    program = f"""
+import sys
+sys.path.insert(0, {str(CHECKOUT)!r})
+from torch.distributed import TCPStore
+from cavmae_ds.survival.board import Beat, Board
+from cavmae_ds.survival.watch import WatchConfig, Watch
+from pathlib import Path
+server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+Board(server, 1, 2).tell(Beat.model_validate_json({beat.model_dump_json()!r}))
+watch = Watch(WatchConfig().model_copy(update={{"silence_seconds": 1.0}}), 0, 2, Path("stacks"), server)
+watch._talking.join(30)
+"""
+    rank = psutil.Popen([sys.executable, "-c", program], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while rank.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    assert frozen.status() == psutil.STATUS_STOPPED  # nobody has asked for the rank's code yet
+    assert rank.wait() == 69
+    assert frozen.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_a_verdict_of_success_or_of_no_sense_from_a_stranger_is_ignored_and_said_once(ranks, capfd):
+    first, second = ranks.start(0, 2), ranks.start(1, 2)
+    strangers = '{"sentence": "a stranger says so", "code": 0}', '{"code": 69}', "\x00"
+    for message in strangers:
+        ranks.store().set("verdict", message)
+        time.sleep(1.5)
+    ranks.store().set("beat/1", '{"rank": 77, "host": "x", "pid": 1, "started": 0}')
+    time.sleep(1.2)
+    assert not ranks.codes
+    assert capfd.readouterr().err.count("which no rank of this run does (code: Value error, 0 is the exit") == 2
+    second.farewell("shard 'a.mds' is damaged", 2)  # and a real one still comes through
+    ranks.until(lambda: ranks.codes == {0: 2}, seconds=5)
+    assert capfd.readouterr().err.count("ignored") == 0
+    assert first._verdict and "shard" in first._verdict.sentence
 
 
 def test_a_batch_that_comes_is_progress_and_waiting_for_it_is_said(ranks):
