@@ -27,3 +27,8 @@ class RankError(UserError):
 
 class WorkerLost(Exception):
     """A process that loads clips for a rank is gone; starting again helps."""
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """The beginning of a text, for a message: whatever a file holds, its refusal stays a sentence."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
