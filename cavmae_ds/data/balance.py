@@ -82,8 +82,8 @@ def read_sample_weights(store: Store, clips: int) -> NDArray[np.float64]:
         )
     content = store.get_bytes(SAMPLE_WEIGHTS)
     try:
-        weights = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        weights = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:  # the last: a shape that no memory holds
         raise DataError(f"{SAMPLE_WEIGHTS} in {store.url} is damaged ({error}); prepare the data set again") from error
     if weights.dtype != np.float64 or weights.shape != (clips,):
         raise DataError(

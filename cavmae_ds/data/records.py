@@ -6,10 +6,8 @@ number of records n, n + 1 offsets, all uint32, a description, and the records b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,9 @@ from numpy.typing import NDArray
 from streaming.base.format import reader_from_json
 from streaming.base.format.mds import MDSReader
 
-from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.index import INDEX, read_index
+from cavmae_ds.data.schema import Manifest
+from cavmae_ds.data.shard_file import check_columns
 from cavmae_ds.data.store import Store, open_store
 from cavmae_ds.errors import DataError
 
@@ -32,12 +32,10 @@ class Records:
         self.address = address
         self._open_store: Store | None = open_store(address)
         self.manifest = Manifest.read(self._store.get_bytes("manifest.json"))
-        try:
-            self.shards = json.loads(self._store.get_bytes("index.json"))["shards"]
-            self._readers = [_reader(shard) for shard in self.shards]
-            sizes = [reader.samples for reader in self._readers]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"index.json in {address!r} is damaged ({error}); prepare the data set again") from error
+        index = read_index(self._store.get_bytes(INDEX), address)
+        self.shards = [shard.model_dump() for shard in index.shards]
+        self._readers = [_reader(shard) for shard in self.shards]
+        sizes = [shard.samples for shard in index.shards]
         self._starts = np.cumsum([0, *sizes])  # place of each shard's first record, and the end
         self._offsets: dict[int, NDArray[np.int64]] = {}
 
@@ -92,13 +90,6 @@ class Records:
 
 def _reader(shard: dict[str, Any]) -> MDSReader:
     reader = reader_from_json("", None, shard)
-    columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-    if columns != MDS_COLUMNS:
-        raise ValueError(f"its columns are {', '.join(columns)}")
-    if shard["zip_data"]:
-        raise ValueError("its shards are compressed")
-    place = PurePosixPath(shard["raw_data"]["basename"])
-    if place.is_absolute() or ".." in place.parts:
-        raise ValueError(f"its shard {place} lies outside")
     assert isinstance(reader, MDSReader)
+    check_columns(reader)
     return reader

@@ -28,10 +28,10 @@ def check_columns(shard: Reader) -> None:
     """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
     assert isinstance(shard, MDSReader)
     found = dict(zip(shard.column_names, shard.column_encodings, strict=True))
-    if found != MDS_COLUMNS or list(found) != list(_FIXED_SIZES):
+    if found != MDS_COLUMNS or list(zip(found, shard.column_sizes, strict=True)) != list(_FIXED_SIZES.items()):
         raise DataError(
-            f"shard {shard.raw_data.basename!r} has the columns {', '.join(found)}, expected "
-            f"{', '.join(_FIXED_SIZES)}; prepare this data set again"
+            f"shard {shard.raw_data.basename!r} has the columns {', '.join(found)} of {shard.column_sizes} bytes, "
+            f"expected {', '.join(_FIXED_SIZES)} of {list(_FIXED_SIZES.values())}; prepare this data set again"
         )
 
 
