@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from cavmae_ds.checkpoint.folder import Manifest, Rewind
 from cavmae_ds.distributed import World, barrier, from_first_rank
 from cavmae_ds.durable import put_in_place
@@ -60,7 +62,7 @@ def _read(path: Path) -> list[Rewind] | None:
     if not path.is_file():
         return []
     try:
-        found = [Rewind(int(first), int(last)) for first, last in json.loads(path.read_text())]
-    except (ValueError, TypeError):
+        found = [Rewind(int(first), int(last)) for first, last in from_json(path.read_bytes())]
+    except (ValueError, TypeError, OverflowError):  # the last: an infinite number
         return None
     return found

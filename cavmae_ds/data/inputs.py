@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, shortened
 
 MEDIA_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -84,7 +84,9 @@ def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Video
     inputs = []
     for name, labels in rows:
         if unknown := [label for label in labels if label not in number]:
-            raise DataError(f"{source}: {name} has the label {unknown[0]!r}, which the class list lacks")
+            raise DataError(
+                f"{source}: {shortened(name)!r} has the label {shortened(unknown[0])!r}, which the class list lacks"
+            )
         inputs.append(video_input(root, name, tuple(sorted({number[label] for label in labels}))))
     inputs.sort(key=lambda item: (item.clip_id, item.source))
     return list(without_duplicates(inputs)), names
@@ -144,7 +146,9 @@ def _table_rows(path: Path) -> list[Row]:
         table = csv.DictReader(file, strict=True)
         columns = table.fieldnames or []
         if "path" not in columns or not set(columns) <= set(CSV_COLUMNS):
-            raise DataError(f"{path} has the columns {','.join(columns)}; allowed are path,labels or path alone")
+            raise DataError(
+                f"{path} has the columns {shortened(','.join(columns))!r}; allowed are path,labels or path alone"
+            )
         try:
             for row in table:
                 if not row["path"] or None in row or None in row.values():
