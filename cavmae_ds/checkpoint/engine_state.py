@@ -23,7 +23,7 @@ from cavmae_ds.errors import shortened
 from cavmae_ds.partitions import Fragment, find_partitions, frozen_stretches, rewriting, whole_shape
 
 
-class _Scalars(BaseModel):
+class Scalars(BaseModel):
     """What the engine and the optimizer hold besides tensors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -89,7 +89,7 @@ class EngineState:
 
         Changes nothing and talks to no other rank. Raises DamagedCheckpoint if pieces are missing.
         """
-        _scalars(manifest)
+        checked_scalars(manifest)
         if MASTER not in manifest.states:
             raise DamagedCheckpoint(f"a checkpoint must hold the state {MASTER}, got {shortened(str(manifest.states))}")
         reader = PieceReader(sorted(manifest.files), path, self._world.rank, self._world.size)
@@ -146,7 +146,7 @@ class EngineState:
     def _make_optimizer_states(self, manifest: Manifest) -> None:
         """Room for what the checkpoint holds; an optimizer makes its own at its first step only."""
         moments = [state for state in manifest.states if state not in (MASTER, *MEANS)]
-        numbers = _scalars(manifest).optimizer.items()
+        numbers = checked_scalars(manifest).optimizer.items()
         fused = self._optimizer.defaults.get("fused")  # counts its steps on the device
         for flat in self._partitions.flats:
             held = self._optimizer.state.pop(flat, {})
@@ -158,7 +158,7 @@ class EngineState:
                 self._optimizer.state[flat] = state
 
     def _set_counters(self, manifest: Manifest) -> None:
-        engine, scalars = self._engine, _scalars(manifest)
+        engine, scalars = self._engine, checked_scalars(manifest)
         engine.global_steps = manifest.step
         engine.global_samples = manifest.step * engine.train_batch_size()
         engine.micro_steps = manifest.step * engine.gradient_accumulation_steps()
@@ -174,10 +174,10 @@ def _like(value: Any, flat: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == flat.shape
 
 
-def _scalars(manifest: Manifest) -> _Scalars:
+def checked_scalars(manifest: Manifest) -> Scalars:
     """Raises DamagedCheckpoint if some are missing, or cannot be."""
     try:
-        scalars = _Scalars.model_validate(manifest.scalars)
+        scalars = Scalars.model_validate(manifest.scalars)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("scalars", *first["loc"]))

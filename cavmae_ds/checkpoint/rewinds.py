@@ -26,7 +26,7 @@ class Rewinds:
     def __init__(self, run_dir: Path, world: World):
         """Raises CheckpointError if the file is damaged. All ranks together."""
         self._path, self._world = run_dir / REWINDS, world
-        found = from_first_rank(_read(self._path) if world.is_first else [])
+        found = from_first_rank(read_rewinds(self._path) if world.is_first else [])
         if found is None:
             raise CheckpointError(
                 f"{str(self._path)!r} is damaged; it says which steps this run leaves out: mend it, or remove it to "
@@ -57,8 +57,8 @@ class Rewinds:
         barrier()
 
 
-def _read(path: Path) -> list[Rewind] | None:
-    """None if the file is no list of pairs of numbers."""
+def read_rewinds(path: Path) -> list[Rewind] | None:
+    """What the file says; none without it, None if it is no list of pairs of numbers."""
     if not path.is_file():
         return []
     try:

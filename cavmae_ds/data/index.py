@@ -30,7 +30,7 @@ class ShardFile(_Strict):
     def _lies_inside(cls, name: str) -> str:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
-            raise ValueError("a shard lies outside its folder")
+            raise ValueError(f"the shard {shortened(name)!r} lies outside its folder")
         return name
 
 
