@@ -30,5 +30,6 @@ class WorkerLost(Exception):
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The beginning of a text, for a message: whatever a file holds, its refusal stays a sentence."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    """The beginning of a text, on one line and printable, for a message: whatever a file holds, it stays a sentence."""
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -45,7 +45,7 @@ class Shard(_Strict):
     hashes: list[str]
     raw_data: ShardFile
     samples: Annotated[int, Field(gt=0)]
-    size_limit: int | str | None
+    size_limit: NonNegativeInt | None
     version: Literal[2]
     zip_data: None
 
