@@ -101,9 +101,8 @@ class EngineState:
         for name, offset, values in frozen_stretches(self._engine, self._world):
             reader.locate(FROZEN, name, offset, values.numel())
         if unnamed := reader.states - {FROZEN, *manifest.states}:
-            raise DamagedCheckpoint(
-                f"the files of a checkpoint hold {', '.join(unnamed)}, its manifest does not name it"
-            )
+            named = ", ".join(sorted(unnamed))
+            raise DamagedCheckpoint(f"{MANIFEST} of a checkpoint names no {named}, though its files hold it")
         return reader
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Video
     for name, labels in rows:
         if unknown := [label for label in labels if label not in number]:
             raise DataError(
-                f"{source}: {shortened(name)!r} has the label {shortened(unknown[0])!r}, which the class list lacks"
+                f"{source}: {shortened(name)} has the label {shortened(unknown[0])!r}, which the class list lacks"
             )
         inputs.append(video_input(root, name, tuple(sorted({number[label] for label in labels}))))
     inputs.sort(key=lambda item: (item.clip_id, item.source))
@@ -147,7 +147,7 @@ def _table_rows(path: Path) -> list[Row]:
         columns = table.fieldnames or []
         if "path" not in columns or not set(columns) <= set(CSV_COLUMNS):
             raise DataError(
-                f"{path} has the columns {shortened(','.join(columns))!r}; allowed are path,labels or path alone"
+                f"{path} has the columns {shortened(','.join(columns))}; allowed are path,labels or path alone"
             )
         try:
             for row in table:
