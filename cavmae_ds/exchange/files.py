@@ -62,7 +62,7 @@ def _check_sums(path: Path) -> None:
     if damaged:
         raise CheckpointError(
             f"{str(path)!r} is damaged: its entry {shortened(damaged)!r} does not have the CRC it was written with; "
-            "copy it again"
+            "copy it again, or save it again if torch.serialization.set_crc32_options(False) left the CRC out"
         )
 
 
