@@ -34,3 +34,9 @@ def distinct(value: float, limit: float, spec: str) -> tuple[str, str]:
     form, first, kind = spec[:-2], int(spec[-2]), spec[-1]
     texts = [(f"{value:{form}{digits}{kind}}", f"{limit:{form}{digits}{kind}}") for digits in range(first, 18)]
     return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """The beginning of a text, on one line and printable, for a message: whatever a file holds, it stays a sentence."""
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -24,6 +24,7 @@ from cavmae_ds.checkpoint.folder import (
     step_of,
     verify_sizes,
 )
+from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.data.store import S3Store
 from cavmae_ds.data.transfers import (
@@ -81,7 +82,7 @@ class Bucket(S3Store):
 
     def read_manifest(self, step: int) -> Manifest:
         """See folder.read_manifest for further errors."""
-        return parse_manifest(self.get_bytes(f"{step_name(step)}/{MANIFEST}"), self.address(step))
+        return parse_manifest(self.get_bytes(f"{step_name(step)}/{MANIFEST}"), self.address(step), step)
 
     def put(self, step: int, path: Path) -> None:
         """One file of a checkpoint that is not whole yet; the file stays."""
@@ -97,7 +98,7 @@ class Bucket(S3Store):
     def publish(self, manifest: Manifest) -> None:
         """Make a checkpoint of the files that were put."""
         self.verify_sizes(manifest)
-        self.put_bytes(f"{step_name(manifest.step)}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        self.put_bytes(f"{step_name(manifest.step)}/{MANIFEST}", manifest_bytes(manifest))
 
     def verify_sizes(self, manifest: Manifest) -> None:
         """Raises DamagedCheckpoint naming a file that is missing or of another size."""

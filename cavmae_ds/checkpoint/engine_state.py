@@ -12,13 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from cavmae_ds.checkpoint.folder import Manifest, ParameterRecord
+from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import FROZEN, MASTER, MEANS, Piece, PieceReader
 from cavmae_ds.distributed import World
 from cavmae_ds.ema import RunningMean
+from cavmae_ds.errors import shortened
 from cavmae_ds.partitions import Fragment, find_partitions, frozen_stretches, rewriting, whole_shape
+
+
+class Scalars(BaseModel):
+    """What the engine and the optimizer hold besides tensors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    optimizer: dict[str, float]
+    skipped_steps: NonNegativeInt
+    scheduled_steps: NonNegativeInt
 
 
 class EngineState:
@@ -77,6 +89,9 @@ class EngineState:
 
         Changes nothing and talks to no other rank. Raises DamagedCheckpoint if pieces are missing.
         """
+        checked_scalars(manifest)
+        if MASTER not in manifest.states:
+            raise DamagedCheckpoint(f"a checkpoint must hold the state {MASTER}, got {shortened(str(manifest.states))}")
         reader = PieceReader(sorted(manifest.files), path, self._world.rank, self._world.size)
         kept = [mean.state for mean in self._means]
         wanted = [state for state in manifest.states if state not in MEANS or state in kept]
@@ -85,6 +100,9 @@ class EngineState:
                 reader.locate(state, self._partitions.names[part.parameter], part.offset, part.numel)
         for name, offset, values in frozen_stretches(self._engine, self._world):
             reader.locate(FROZEN, name, offset, values.numel())
+        if unnamed := reader.states - {FROZEN, *manifest.states}:
+            named = ", ".join(sorted(unnamed))
+            raise DamagedCheckpoint(f"{MANIFEST} of a checkpoint names no {named}, though its files hold it")
         return reader
 
     @torch.no_grad()
@@ -127,7 +145,7 @@ class EngineState:
     def _make_optimizer_states(self, manifest: Manifest) -> None:
         """Room for what the checkpoint holds; an optimizer makes its own at its first step only."""
         moments = [state for state in manifest.states if state not in (MASTER, *MEANS)]
-        numbers = manifest.scalars["optimizer"].items()
+        numbers = checked_scalars(manifest).optimizer.items()
         fused = self._optimizer.defaults.get("fused")  # counts its steps on the device
         for flat in self._partitions.flats:
             held = self._optimizer.state.pop(flat, {})
@@ -139,13 +157,13 @@ class EngineState:
                 self._optimizer.state[flat] = state
 
     def _set_counters(self, manifest: Manifest) -> None:
-        engine, scalars = self._engine, manifest.scalars
+        engine, scalars = self._engine, checked_scalars(manifest)
         engine.global_steps = manifest.step
         engine.global_samples = manifest.step * engine.train_batch_size()
         engine.micro_steps = manifest.step * engine.gradient_accumulation_steps()
-        engine.skipped_steps = scalars["skipped_steps"]
+        engine.skipped_steps = scalars.skipped_steps
         schedule = engine.lr_scheduler
-        schedule.last_epoch = scalars["scheduled_steps"]
+        schedule.last_epoch = scalars.scheduled_steps
         groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
         for group, peak, share in groups:
             group["lr"] = peak * share(schedule.last_epoch)
@@ -153,3 +171,16 @@ class EngineState:
 
 def _like(value: Any, flat: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == flat.shape
+
+
+def checked_scalars(manifest: Manifest) -> Scalars:
+    """Raises DamagedCheckpoint if some are missing, or cannot be."""
+    try:
+        scalars = Scalars.model_validate(manifest.scalars)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("scalars", *first["loc"]))
+        raise DamagedCheckpoint(f"{MANIFEST} of a checkpoint is damaged: {shortened(where)}: {first['msg']}") from None
+    if max(scalars.skipped_steps, scalars.scheduled_steps) > manifest.step:
+        raise DamagedCheckpoint(f"{MANIFEST} of a checkpoint is damaged: scalars count more than {manifest.step} steps")
+    return scalars

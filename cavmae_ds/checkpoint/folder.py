@@ -18,11 +18,12 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
 from pydantic_core import from_json
 
+from cavmae_ds.checkpoint.manifest_file import checked_fields, contradiction, manifest_bytes
 from cavmae_ds.durable import flush
-from cavmae_ds.errors import CheckpointError
+from cavmae_ds.errors import CheckpointError, shortened
 
-FORMAT = 2
-"""1 was DeepSpeed's own format in a folder with a manifest."""
+FORMAT = 3
+"""2 had no checksum of the manifest and is still read; 1 was DeepSpeed's own format in a folder with a manifest."""
 MANIFEST = "manifest.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
 
@@ -138,26 +139,29 @@ def read_manifest(folder: Path) -> Manifest:
         content = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise unreadable(folder, MANIFEST, error) from error
-    return parse_manifest(content, str(folder))
+    return parse_manifest(content, str(folder), step_of(folder.name))
 
 
-def parse_manifest(content: bytes, address: str) -> Manifest:
-    """A manifest from its file's content; see read_manifest for the errors."""
+def parse_manifest(content: bytes, address: str, step: int | None) -> Manifest:
+    """A manifest from its file's content; see read_manifest for the errors. step: of the name, where it has one."""
     try:
-        values = from_json(content)
-        version = values.get("format", 1) if isinstance(values, dict) else FORMAT
-        if version != FORMAT:
+        fields, version = checked_fields(from_json(content))
+        if version not in (2, FORMAT):
             raise CheckpointError(
                 f"checkpoint {address!r} has format {version}, this version of cavmae_ds reads {FORMAT}; go on with "
                 "the version that wrote it, or choose another run_dir"
             )
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(fields)
+        problem = contradiction(manifest, step)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST}: {where}: {problem['msg']}") from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = f": {shortened(where)}: {shortened(first['msg'])}"
     except ValueError as error:
-        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST} is no JSON ({error})") from None
+        problem = f" is no JSON of a manifest ({shortened(str(error))})"
+    if problem:
+        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST}{problem}")
+    return manifest
 
 
 def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:
@@ -234,7 +238,7 @@ def partial(root: Path, step: int) -> Path:
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make a checkpoint of a partial folder whose files are on the disk; an older one of the same step goes."""
     path = folder / MANIFEST
-    path.write_text(manifest.model_dump_json(indent=1))
+    path.write_bytes(manifest_bytes(manifest))
     for written in (path, folder):
         flush(written)
     final = folder.with_name(step_name(manifest.step))

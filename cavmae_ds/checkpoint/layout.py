@@ -65,6 +65,11 @@ class PieceReader:
         self._path = path
         self._stretches: dict[tuple[str, str], list[_Stretch]] = {}
 
+    @property
+    def states(self) -> set[str]:
+        """That the files opened so far hold something of."""
+        return {state for (state, _), stretches in self._stretches.items() if stretches}
+
     def locate(self, state: str, parameter: str, offset: int, numel: int) -> list[_Stretch]:
         """Open files until so many elements of the flattened parameter are found, from element `offset` on.
 
@@ -101,7 +106,8 @@ class PieceReader:
             for key in keys:
                 state, parameter, offset = key.split(":")
                 slices = file.get_slice(key)
-                stretch = _Stretch(int(offset), int(offset) + slices.get_shape()[0], 0, slices)
+                (elements,) = slices.get_shape()  # not one dimension: ValueError
+                stretch = _Stretch(int(offset), int(offset) + elements, 0, slices)
                 self._stretches.setdefault((state, parameter), []).append(stretch)
         except (OSError, SafetensorError, ValueError) as error:
             raise DamagedCheckpoint(f"checkpoint file {str(path)!r} cannot be read: {error}") from error

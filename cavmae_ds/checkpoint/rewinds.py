@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from cavmae_ds.checkpoint.folder import Manifest, Rewind
 from cavmae_ds.distributed import World, barrier, from_first_rank
 from cavmae_ds.durable import put_in_place
@@ -24,7 +26,7 @@ class Rewinds:
     def __init__(self, run_dir: Path, world: World):
         """Raises CheckpointError if the file is damaged. All ranks together."""
         self._path, self._world = run_dir / REWINDS, world
-        found = from_first_rank(_read(self._path) if world.is_first else [])
+        found = from_first_rank(read_rewinds(self._path) if world.is_first else [])
         if found is None:
             raise CheckpointError(
                 f"{str(self._path)!r} is damaged; it says which steps this run leaves out: mend it, or remove it to "
@@ -55,12 +57,12 @@ class Rewinds:
         barrier()
 
 
-def _read(path: Path) -> list[Rewind] | None:
-    """None if the file is no list of pairs of numbers."""
+def read_rewinds(path: Path) -> list[Rewind] | None:
+    """What the file says; none without it, None if it is no list of pairs of numbers."""
     if not path.is_file():
         return []
     try:
-        found = [Rewind(int(first), int(last)) for first, last in json.loads(path.read_text())]
-    except (ValueError, TypeError):
+        found = [Rewind(int(first), int(last)) for first, last in from_json(path.read_bytes())]
+    except (ValueError, TypeError, OverflowError):  # the last: an infinite number
         return None
     return found

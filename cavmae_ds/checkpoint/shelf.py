@@ -22,6 +22,7 @@ from cavmae_ds.checkpoint.folder import (
     verify,
     verify_sizes,
 )
+from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.terminal import available_cores
@@ -127,7 +128,7 @@ class BucketShelf:
             for file, record in manifest.files.items():
                 self._bucket.fetch(manifest.step, file, record, folder / file)
                 read(record.bytes)
-            (folder / MANIFEST).write_text(manifest.model_dump_json())
+            (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
             yield folder
 
     def prune(self, keep: Retention) -> None:

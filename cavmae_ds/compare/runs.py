@@ -110,7 +110,7 @@ def curves_of(entries: Sequence[dict[str, Any]]) -> dict[str, list[Point]]:
         if "event" in entry:
             continue
         for tag, value in entry.items():
-            if tag not in ("time", "step") and value is not None:
+            if tag not in ("time", "step") and isinstance(value, (int, float)):
                 curves.setdefault(tag, {})[entry["step"]] = Point(entry["step"], seconds / 3600, value)
     return {tag: [points[step] for step in sorted(points)] for tag, points in curves.items()}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from cavmae_ds.config.sections.common import CommonConfig
-from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.errors import ConfigError, DataError, shortened
 from cavmae_ds.text_files import read_text
 
 RUN_OWNS = {
@@ -59,11 +61,11 @@ def read_fragment(config: CommonConfig) -> dict[str, Any]:
     """The engine fragment of a run. Raises ConfigError: missing, not JSON, owned or unknown key, ZeRO stage."""
     path = find_fragment(config.ds_config)
     try:
-        fragment = json.loads(read_text(path))
+        fragment = from_json(read_text(path))
     except DataError as error:
         raise ConfigError(f"ds_config {error}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"ds_config {str(path)!r} is not valid JSON (line {error.lineno}): {error.msg}") from None
+    except ValueError as error:
+        raise ConfigError(f"ds_config {str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(fragment, dict):
         raise ConfigError(f"ds_config {str(path)!r} must hold a JSON object, got {type(fragment).__name__}")
     for key in fragment:
@@ -74,7 +76,7 @@ def read_fragment(config: CommonConfig) -> dict[str, Any]:
         if key not in MECHANICS:
             near = difflib.get_close_matches(key, MECHANICS | RUN_OWNS.keys(), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(MECHANICS))}"
-            raise ConfigError(f"unknown key {key!r} in ds_config {str(path)!r}, {hint}")
+            raise ConfigError(f"unknown key {shortened(key)!r} in ds_config {str(path)!r}, {hint}")
     if zero_stage(fragment, path) == 0 and config.train.precision == "bf16":
         # DeepSpeed would sum micro-batches and ranks in bf16 there, and refuses to do it in fp32.
         raise ConfigError(
@@ -93,7 +95,7 @@ def _check_layout(section: Any, path: Path) -> None:
         if value is not None and value not in allowed:
             raise ConfigError(
                 f"zero_optimization.{keys} in ds_config {str(path)!r} must be {' or '.join(map(str, allowed))}, "
-                f"got {value!r}: checkpoints could not be made of what lies elsewhere"
+                f"got {value!r:.120}: checkpoints could not be made of what lies elsewhere"
             )
 
 
@@ -101,16 +103,19 @@ def zero_stage(fragment: dict[str, Any], path: Path | str = "") -> int:
     """How many of optimizer states, gradients and parameters are sharded: ZeRO stage 0 (none), 1, 2 or 3."""
     section = fragment.get("zero_optimization", {})
     stage = section.get("stage") if isinstance(section, dict) else section
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"zero_optimization.stage in ds_config {str(path)!r} must be 0, 1, 2 or 3, got {stage!r}")
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"zero_optimization.stage in ds_config {str(path)!r} must be 0, 1, 2 or 3, got {stage!r:.120}"
+        )
     return stage
 
 
 def find_fragment(path: Path) -> Path:
     """A relative path counts from the current folder, then from the checkout, so recipes work from anywhere."""
     for candidate in (path, _CHECKOUT / path):
-        if candidate.is_file():
-            return candidate
+        with suppress(OSError):  # a name too long for any file
+            if candidate.is_file():
+                return candidate
     raise ConfigError(
-        f"ds_config {str(path)!r} does not exist here or in {str(_CHECKOUT)!r}; try ds_configs/zero2.json"
+        f"ds_config {shortened(str(path))!r} does not exist here or in {str(_CHECKOUT)!r}; try ds_configs/zero2.json"
     )

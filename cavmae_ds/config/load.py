@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,9 +15,13 @@ from pydantic_core import ErrorDetails
 from cavmae_ds.config.sections.common import CommonConfig
 from cavmae_ds.config.sections.finetune import FinetuneConfig
 from cavmae_ds.config.sections.run import RunConfig
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.config.yaml_reader import MOST_DEPTH, Dumper, parse_yaml, read_yaml
+from cavmae_ds.errors import ConfigError, shortened
 
 Kind = TypeVar("Kind", bound=CommonConfig)
+
+MOST_PROBLEMS = 8
+"""Named in one sentence."""
 
 KINDS: tuple[type[CommonConfig], ...] = (RunConfig, FinetuneConfig)
 
@@ -38,12 +41,8 @@ def load_run(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kin
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A run file with its overrides, as plain values. Raises ConfigError: no such file, not YAML, bad override."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read the run file {str(path)!r}: {error.strerror}") from error
-    values = _parse_yaml(text, f"the run file {str(path)!r}")
+    """A run file with its overrides, as plain values. Raises ConfigError: see read_yaml; bad override."""
+    values = read_yaml(Path(path))
     if not isinstance(values, dict):
         raise ConfigError(f"the run file {str(path)!r} must hold `section:` mappings, got {_kind(values)}")
     for override in overrides:
@@ -68,7 +67,9 @@ def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(problem, kind) for problem in error.errors())) from None
+        problems = error.errors()
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise ConfigError("; ".join(_sentence(problem, kind) for problem in problems[:MOST_PROBLEMS]) + more) from None
 
 
 def load_any_run(path: Path, overrides: Sequence[str] = ()) -> CommonConfig:
@@ -80,50 +81,26 @@ def load_any_run(path: Path, overrides: Sequence[str] = ()) -> CommonConfig:
 
 def to_yaml(config: CommonConfig) -> str:
     """The resolved config, every key with its value, loadable by load_run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `2e-4` as a number (YAML 1.1 does not) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
-    if not equals or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"override {override!r} must read section.key=value, for example train.micro_batch=32")
+    shown = f"override {shortened(override)!r}"
+    if not equals or len(parts) > MOST_DEPTH or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{shown} must read section.key=value, for example train.micro_batch=32")
     target = values
     for part in parts[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
-    target[parts[-1]] = _parse_yaml(text, f"override {override!r}")
+            raise ConfigError(f"{shown}: {part!r} is a value, not a section")
+    target[parts[-1]] = parse_yaml(text, shown)
 
 
 def _sentence(problem: ErrorDetails, kind: type[BaseModel]) -> str:
     """One problem as: which key, what it must be, what was got."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = shortened(".".join(str(part) for part in problem["loc"]))
     match problem["type"]:
         case "extra_forbidden":
             return f"unknown key {key!r}{_nearest(problem['loc'], kind)}"
@@ -138,7 +115,8 @@ def _sentence(problem: ErrorDetails, kind: type[BaseModel]) -> str:
             return f"{key!r} must be a path, got {_kind(problem['input'])}"
     rule = problem["msg"].replace("Input should be ", "must be ")
     rule = rule.replace("a valid integer", "an integer").replace("a valid tuple", "a list").replace("a valid ", "a ")
-    return f"{key!r} {rule}, got {json.dumps(problem['input'], default=str)}"
+    got = json.dumps(problem["input"], default=str, skipkeys=True)
+    return f"{key!r} {rule}, got {shortened(got)}"
 
 
 def _nearest(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:

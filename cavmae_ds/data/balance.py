@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cavmae_ds.data.store import Store
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, shortened
 
 SAMPLE_WEIGHTS = "sample_weights.npy"
 CLASS_WEIGHTS = "class_weights.csv"
@@ -82,9 +82,11 @@ def read_sample_weights(store: Store, clips: int) -> NDArray[np.float64]:
         )
     content = store.get_bytes(SAMPLE_WEIGHTS)
     try:
-        weights = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{SAMPLE_WEIGHTS} in {store.url} is damaged ({error}); prepare the data set again") from error
+        weights = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # numpy reads the head as Python, so anything; MemoryError for a shape that none holds
+        raise DataError(
+            f"{SAMPLE_WEIGHTS} in {store.url} is damaged ({shortened(str(error))!r}); prepare it again"
+        ) from error
     if weights.dtype != np.float64 or weights.shape != (clips,):
         raise DataError(
             f"{SAMPLE_WEIGHTS} in {store.url} holds {weights.dtype} {list(weights.shape)}, expected one float64 for "

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -28,6 +28,7 @@ from streaming.base.hashing import get_hash
 from streaming.base.world import World
 
 from cavmae_ds.config import DataConfig
+from cavmae_ds.data.index import INDEX, read_index
 from cavmae_ds.data.schema import Damage
 from cavmae_ds.data.store import open_store, s3_client
 from cavmae_ds.data.transfers import (
@@ -72,17 +73,13 @@ class ShardStream(Stream):
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         """Readers of all shards by the index as it is now: one left in the cache may be older than the bucket."""
+        index = open_store(self.address, self._data.answer_timeout_s).get_bytes(INDEX)
+        read_index(index, self.address)  # streaming would end in a traceback
         if self.remote:
-            index = open_store(self.address, self._data.answer_timeout_s).get_bytes("index.json")
-            _write_whole(Path(self.local, "index.json"), lambda part: part.write_bytes(index))
+            _write_whole(Path(self.local, INDEX), lambda part: part.write_bytes(index))
             if world.is_local_leader:
                 remove_leftovers(Path(self.local))
-        shards = super().get_shards(world, allow_unsafe_types)
-        for shard in shards:
-            path = PurePosixPath(_info(shard).basename)
-            if path.is_absolute() or ".." in path.parts:
-                raise DataError(f"index.json of {self.address!r} names a shard outside its folder: {str(path)!r}")
-        return shards
+        return super().get_shards(world, allow_unsafe_types)
 
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """Called by StreamingDataset for what is in the cache already; a folder that is read in place is no cache."""
@@ -92,10 +89,21 @@ class ShardStream(Stream):
     def bring(self, shard: Reader) -> None:
         """Make sure that a shard is here and whole.
 
-        Raises BadShard if it is damaged and fetching it again did not help, ShardError if it cannot be had.
+        Raises BadShard if it is damaged and fetching it again did not help, ShardError if it cannot be had or the index
+        is not of it.
         """
         info = _info(shard)
         path = Path(self.local, info.basename)
+        self._bring_file(info, path)
+        with path.open("rb") as file:
+            samples = int.from_bytes(file.read(4), "little")  # the head of an MDS file
+        if samples != shard.samples:
+            raise ShardError(
+                f"shard {info.basename!r} of {self.address!r} holds {samples} clips, {INDEX} says {shard.samples}; "
+                "prepare this data set again"
+            )
+
+    def _bring_file(self, info: FileInfo, path: Path) -> None:
         fault = _fault(path, info) if path.is_file() else ""
         if fault is None:
             return

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from cavmae_ds.data.rejects import ClipRejected, RejectCode
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, shortened
 from cavmae_ds.text_files import read_text
 
 MEDIA_SUFFIXES = (
@@ -95,7 +95,9 @@ def find_inputs(source: Path, classes: Sequence[str] | None) -> tuple[list[Video
     inputs = []
     for name, labels in rows:
         if unknown := [label for label in labels if label not in number]:
-            raise DataError(f"{source}: {name} has the label {unknown[0]!r}, which the class list lacks")
+            raise DataError(
+                f"{source}: {shortened(name)} has the label {shortened(unknown[0])!r}, which the class list lacks"
+            )
         inputs.append(video_input(root, name, tuple(sorted({number[label] for label in labels}))))
     inputs.sort(key=lambda item: (item.clip_id, item.source))
     return list(without_duplicates(inputs)), names
@@ -166,7 +168,7 @@ def _table_rows(path: Path) -> list[Row]:
     try:
         columns = table.fieldnames or []
         if "path" not in columns or not set(columns) <= set(CSV_COLUMNS):
-            first = _readable(",".join(columns))
+            first = shortened(_readable(",".join(columns)))
             raise DataError(f"{path} has the columns {first}; allowed in its first line are path,labels or path alone")
         for row in table:
             if not row["path"] or None in row or None in row.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from cavmae_ds.data.balance import SAMPLE_WEIGHTS, read_sample_weights
 from cavmae_ds.data.building import Progress, silent
@@ -77,7 +77,7 @@ def _read_notes(store: Store, part: str, expected: int, inspection: Inspection) 
     """Adds the clips of a part to the inspection; yields what is wrong with its notes."""
     name = f"{part}/{OUTCOMES}"
     try:
-        clips = [row for row in json.loads(store.get_bytes(name)) if not row["code"]]
+        clips = [row for row in from_json(store.get_bytes(name)) if not row["code"]]
         if not all(0 <= k < len(inspection.manifest.classes) for row in clips for k in row.get("labels", ())):
             raise ValueError("it has a label that is no class")
         for row in clips:

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 from cavmae_ds.data.balance import write_sample_weights
 from cavmae_ds.data.schema import DataSetFacts, Manifest
@@ -104,7 +105,7 @@ def publish(
 
 def _outcomes(store: Store, parts: Sequence[str]) -> Iterator[Outcome]:
     for part in parts:
-        for row in json.loads(store.get_bytes(f"{part}/{OUTCOMES}")):
+        for row in from_json(store.get_bytes(f"{part}/{OUTCOMES}")):
             yield Outcome(**row)
 
 
@@ -116,7 +117,7 @@ def _shards(store: Store, parts: Sequence[str]) -> list[dict[str, Any]]:
     """
     shards = []
     for part in parts:
-        for shard in json.loads(store.get_bytes(f"{part}/index.json"))["shards"]:
+        for shard in from_json(store.get_bytes(f"{part}/index.json"))["shards"]:
             shard["raw_data"]["basename"] = f"{part}/{shard['raw_data']['basename']}"
             shards.append(shard)
     return shards

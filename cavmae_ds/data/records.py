@@ -6,16 +6,15 @@ number of records n, n + 1 offsets, all uint32, a description, and the records b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.index import INDEX, read_index
+from cavmae_ds.data.schema import Manifest
 from cavmae_ds.data.shard_file import decode_record
 from cavmae_ds.data.store import Store, open_store
 from cavmae_ds.errors import DataError
@@ -31,11 +30,9 @@ class Records:
         self.address = address
         self._open_store: Store | None = open_store(address)
         self.manifest = Manifest.read(self._store.get_bytes("manifest.json"))
-        try:
-            self.shards = json.loads(self._store.get_bytes("index.json"))["shards"]
-            sizes = [_samples(shard) for shard in self.shards]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"index.json in {address!r} is damaged ({error}); prepare the data set again") from error
+        index = read_index(self._store.get_bytes(INDEX), address)
+        self.shards = [shard.model_dump() for shard in index.shards]
+        sizes = [shard.samples for shard in index.shards]
         self._starts = np.cumsum([0, *sizes])  # place of each shard's first record, and the end
         self._offsets: dict[int, NDArray[np.int64]] = {}
 
@@ -86,18 +83,3 @@ class Records:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open_store": None}  # an S3 client stays in its process
-
-
-def _samples(shard: dict[str, Any]) -> int:
-    """Records of a shard by its entry in the index. Raises ValueError, KeyError or TypeError for one not ours."""
-    if (shard["format"], shard["version"]) != ("mds", 2):
-        raise ValueError(f"its shards are {shard['format']!r} of version {shard['version']!r}, not 'mds' of version 2")
-    columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-    if columns != MDS_COLUMNS or list(columns) != sorted(columns):
-        raise ValueError(f"its columns are {', '.join(columns)}")
-    if shard["zip_data"]:
-        raise ValueError("its shards are compressed")
-    place = PurePosixPath(shard["raw_data"]["basename"])
-    if place.is_absolute() or ".." in place.parts:
-        raise ValueError(f"its shard {place} lies outside")
-    return int(shard["samples"])

@@ -15,9 +15,9 @@ import numpy as np
 import simplejpeg
 import soundfile
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import DataError, shortened
 
 SCHEMA_VERSION: Literal[1] = 1
 AUDIO_RATE_HZ = 16_000
@@ -195,10 +195,10 @@ class DataSetFacts(BaseModel):
     audio_codec: AudioCodec = "pcm16"
     audio_rate_hz: int = AUDIO_RATE_HZ
     channel: Literal["first", "mean"]
-    audio_track: int = 1  # of the sound tracks of an input; 1 is the first
-    clip_seconds: float
+    audio_track: PositiveInt = 1  # of the sound tracks of an input; 1 is the first
+    clip_seconds: PositiveFloat
     windows: bool = False  # longer inputs were cut into clips of this length; else only their beginning is here
-    frame_size: int  # pixels, height = width
+    frame_size: PositiveInt  # pixels, height = width
     frames_per_clip: int = FRAMES_PER_CLIP
     frame_rule: FrameRule = "time"  # how the frames were chosen; "given": not by us
     jpeg_quality: int | None  # None: images are stored as they came
@@ -210,8 +210,8 @@ class Manifest(DataSetFacts):
     """manifest.json: how every clip of a data set was made, and how many there are."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    clips: int
-    rejected: dict[str, int]  # inputs turned away, by RejectCode
+    clips: NonNegativeInt
+    rejected: dict[str, NonNegativeInt]  # inputs turned away, by RejectCode
     tool_versions: dict[str, str]
 
     @classmethod
@@ -223,6 +223,6 @@ class Manifest(DataSetFacts):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise DataError(
-                f"manifest.json does not describe a data set of this version: {where}: {first['msg']}, "
+                f"manifest.json does not describe a data set of this version: {shortened(where)}: {first['msg']}, "
                 f"got {str(first.get('input'))[:80]!r}; prepare the data set again"
             ) from error

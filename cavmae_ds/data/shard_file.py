@@ -38,10 +38,10 @@ def check_columns(shard: Reader) -> None:
     """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
     columns: Any = shard  # an MDSReader
     found = dict(zip(columns.column_names, columns.column_encodings, strict=True))
-    if found != MDS_COLUMNS or list(found) != list(_FIXED_SIZES):
+    if found != MDS_COLUMNS or list(zip(found, columns.column_sizes, strict=True)) != list(_FIXED_SIZES.items()):
         raise DataError(
-            f"shard {columns.raw_data.basename!r} has the columns {', '.join(found)}, expected "
-            f"{', '.join(_FIXED_SIZES)}; prepare this data set again"
+            f"shard {columns.raw_data.basename!r} has the columns {', '.join(found)} of {columns.column_sizes} bytes, "
+            f"expected {', '.join(_FIXED_SIZES)} of {list(_FIXED_SIZES.values())}; prepare this data set again"
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cavmae_ds.config import DataConfig, ModelConfig
+from cavmae_ds.data.index import INDEX, read_index
 from cavmae_ds.data.schema import Manifest
 from cavmae_ds.data.store import open_store
 from cavmae_ds.errors import ConfigError, DataError
@@ -24,19 +23,22 @@ def check_shards(address: str, model: ModelConfig, data: DataConfig | None = Non
     """
     data = data or DataConfig()
     store = open_store(address, data.answer_timeout_s)
-    try:
-        shards = json.loads(store.get_bytes("index.json"))["shards"]
-        clips = np.array([shard["samples"] for shard in shards], np.int64)
-        largest = max(int(shard["raw_data"]["bytes"]) for shard in shards)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"index.json in {address!r} is damaged ({error}); prepare the data set again") from error
+    shards = read_index(store.get_bytes(INDEX), address).shards
+    clips = np.array([shard.samples for shard in shards], np.int64)
+    largest = max(shard.raw_data.bytes for shard in shards)
     if data.cache_limit_gib and "://" in address and data.cache_limit_gib * 2**30 < CACHED_SHARDS * largest:
         raise ConfigError(
             f"data.cache_limit_gib must hold {CACHED_SHARDS} of the largest shard of {address!r} "
             f"({largest / 2**30:.3g} GiB), got {data.cache_limit_gib:g}; give at least "
             f"{np.ceil(CACHED_SHARDS * largest / 2**20) / 2**10:.6g}, better as much as the disk has"
         )
-    frame_size = read_manifest(address, data).frame_size
+    manifest = read_manifest(address, data)
+    if manifest.clips != clips.sum():
+        raise DataError(
+            f"manifest.json in {address!r} says {manifest.clips} clips, {INDEX} {clips.sum()}: one of them is damaged; "
+            "prepare the data set again"
+        )
+    frame_size = manifest.frame_size
     if frame_size != model.image_size:
         raise DataError(
             f"the shards in {address!r} hold frames of {frame_size} pixels, model.image_size is {model.image_size}; "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cavmae_ds.errors import CheckpointError
+from cavmae_ds.errors import CheckpointError, shortened
 from cavmae_ds.exchange.files import read_pth, written_whole
 from cavmae_ds.exchange.weights import Weights, recognise
 
@@ -40,9 +40,17 @@ def save_official(weights: Mapping[str, Tensor], path: Path, prefix: bool = True
 def bare_names(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The tensors without `module.`, which either all of their names have or none. Raises CheckpointError."""
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{source} must hold tensors by name, got the key {shortened(repr(name))}")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise CheckpointError(
-                f"{source} must hold nothing but tensors of floats, got {type(value).__name__} under {name!r}"
+                f"{source} must hold nothing but tensors of floats, got {type(value).__name__} under "
+                f"{shortened(name)!r}"
+            )
+        if not _is_whole(value):
+            raise CheckpointError(
+                f"{source}: {shortened(name)} must be a dense tensor with values, got shape "
+                f"{shortened(str(tuple(value.shape)))} on {value.device.type}, {value.layout}"
             )
     prefixed = [name for name in content if name.startswith(PREFIX)]
     if prefixed and len(prefixed) < len(content):
@@ -50,3 +58,10 @@ def bare_names(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             f"{source}: {len(prefixed)} of {len(content)} names start with {PREFIX!r}; all must, or none"
         )
     return {name.removeprefix(PREFIX): tensor for name, tensor in content.items()}
+
+
+def _is_whole(value: Tensor) -> bool:
+    """Every element has a value of its own in memory: no sparse, meta or empty tensor, no row shown many times."""
+    if value.layout != torch.strided or value.device.type != "cpu" or not value.numel():
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -55,6 +56,8 @@ def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | 
         model = ModelConfig.model_validate_json(header["model"])
         mean, std = float(header["audio_mean"]), float(header["audio_std"])
         step = int(header["step"]) if "step" in header else None
+        if not (isfinite(mean) and 0 < std < inf):
+            raise ValueError(f"audio_mean {mean} and audio_std {std} normalise nothing")
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{source!r} has a header that this version does not know; export it again") from error
     kind, classes = kind_of(tensors, source)

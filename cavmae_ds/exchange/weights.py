@@ -64,6 +64,12 @@ def recognise(
 
 def in_official_order(weights: Weights) -> Weights:
     """The same, ordered and in float32. Raises CheckpointError for names or shapes that are not its config's."""
+    sizes = weights.model
+    blocks = sizes.modality_specific_depth + sizes.shared_depth + sizes.decoder_depth
+    if weights.kind == "pretrain" and blocks > len(weights.tensors):  # before a billion of them are built
+        raise CheckpointError(
+            f"{weights.source} is no {weights.kind} model of CAV-MAE: {blocks} blocks in {len(weights.tensors)} tensors"
+        )
     expected = {name: tensor.shape for name, tensor in _empty(weights).state_dict().items()}
     found = weights.tensors
     missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
@@ -161,6 +167,8 @@ def _sizes(
 
     width, hidden = shape("modality_a", 3)[-1], shape("blocks_u.0.mlp.fc1.weight", 2)[0]
     patch = shape("patch_embed_a.proj.weight", 4)[-1]
+    if MEL_BINS % patch:
+        raise CheckpointError(f"{source}: patches of {patch} mel bins do not divide the {MEL_BINS} of every model")
     sizes: dict[str, float | int] = {
         "embed_dim": width,
         "num_heads": heads or _heads(width, "embed_dim", "num_heads", 64, source),

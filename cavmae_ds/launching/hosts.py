@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cavmae_ds.errors import ConfigError
+from cavmae_ds.errors import ConfigError, shortened
 from cavmae_ds.launching import host as host_program
 
 HERE = "localhost"
@@ -28,7 +28,7 @@ FORWARDED = ("AWS_", "S3_", "DS_", "OMP_", "NCCL_", "GLOO_", "TORCH", "TRITON_",
 
 _CONNECT_S = 10
 _KEEPALIVE_S = 5
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9_][\w.:-]*)\s+slots=(?P<slots>[1-9]\d*)\s*(#.*)?")
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9_][\w.:-]*)\s+slots=(?P<slots>[1-9]\d{0,5})\s*(#.*)?")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         match = _LINE.fullmatch(line.strip())
         if not match:
-            raise ConfigError(f"--hostfile {path} line {number} must read `name slots=8`, got {line.strip()!r}")
+            raise ConfigError(
+                f"--hostfile {path} line {number} must read `name slots=8`, got {shortened(line.strip())!r}"
+            )
         if match["name"] in hosts:
             raise ConfigError(
-                f"--hostfile {path} line {number}: {match['name']} is there already; give it all its slots"
+                f"--hostfile {path} line {number}: {shortened(match['name'])} is there already; give it all its slots"
             )
         hosts[match["name"]] = Host(match["name"], int(match["slots"]))
     if not hosts:

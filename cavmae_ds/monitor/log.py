@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from cavmae_ds.errors import DataError
 
 LOG = "log.jsonl"
@@ -51,7 +53,7 @@ class LogWriter:
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """Points and events in the order they were written, without the points that a resumed process drew again.
 
-    A cut line is left out. Raises DataError when the folder holds no log.
+    A cut or damaged line is left out. Raises DataError when the folder holds no log.
     """
     try:
         lines = (run_dir / LOG).read_bytes().split(b"\n")[:-1]
@@ -62,13 +64,19 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = from_json(line)
         except ValueError:
+            continue
+        if not _is_entry(entry):
             continue
         if entry.get("event") in BEGINNINGS:
             kept = [earlier for earlier in kept if "event" in earlier or earlier["step"] <= entry["step"]]
         kept.append(entry)
     return kept
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), (int, float)) for key in ("time", "step"))
 
 
 def _end_of_last_line(file: int) -> int:

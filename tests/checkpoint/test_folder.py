@@ -18,6 +18,7 @@ from cavmae_ds.checkpoint.folder import (
     set_aside,
     verify,
 )
+from cavmae_ds.checkpoint.manifest_file import checksum
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.errors import CheckpointError
 from tests.checkpoint.made import flip_a_byte, make_checkpoint
@@ -66,9 +67,8 @@ def test_every_file_is_in_the_share_of_one_rank(tmp_path):
     [
         (lambda text: text[: len(text) // 2], "manifest.json is no JSON"),
         (lambda text: "", "manifest.json is no JSON"),
-        (lambda text: text.replace('"step": 120', '"step": -1'), "manifest.json: step"),
-        (lambda text: text.replace(RANK_1, "../../" + RANK_1), "manifest.json: files"),
-        (lambda text: text.replace(RANK_1, "/etc/passwd"), "manifest.json: files"),
+        (lambda text: text.replace('"step": 120', '"step": 121'), "checksum"),
+        (lambda text: text.replace('"checksum": ', '"other": '), "checksum"),
         (lambda text: "[]", "manifest.json"),
     ],
 )
@@ -79,16 +79,57 @@ def test_a_manifest_that_is_not_what_was_written_is_damage(content, what, folder
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+CONTRADICTIONS = {
+    "negative step": ({"step": -1}, "manifest.json: step"),
+    "step of another folder": ({"step": 119}, "manifest.json: it says step 119"),
+    "clips of other steps": ({"clips_seen": 961}, "clips_seen is 961, not 120 steps x 8 clips"),
+    "a file outside": ({"files": {f"../{RANK_1}": {"bytes": 1, "sha256": "0" * 64}}}, "manifest.json: files"),
+    "an absolute file": ({"files": {"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}}, "manifest.json: files"),
+    "a section that is a number": ({"config": {"init": 3}}, "config.init is no section"),
+    "parameters larger than the files": (
+        {"parameters": {"weight": {"shape": [2**40, 2**40], "dtype": "float32", "trained": True}}},
+        "parameters have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_manifest_that_contradicts_itself_or_its_folder_is_damage(name, version, folder):
+    changes, what = CONTRADICTIONS[name]
+    path = folder / MANIFEST
+    values = json.loads(path.read_text())
+    values["config"]["train"] = {"global_batch": 8}
+    del values["checksum"]
+    values |= changes | {"format": version}
+    if version == 3:  # written so: the checksum tells nothing
+        values["checksum"] = checksum(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(DamagedCheckpoint, match=what) as refused:
+        read_manifest(folder)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_checkpoint_of_the_format_before_has_no_checksum_and_is_read(folder):
+    path = folder / MANIFEST
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    path.write_text(json.dumps(values | {"format": 2}))
+    assert read_manifest(folder).step == 120
+
+
+@pytest.mark.parametrize("version", [1, 4])
 def test_another_format_is_refused_and_is_no_damage(version, folder):
     path = folder / MANIFEST
     values = json.loads(path.read_text())
     if version == 1:
-        del values["format"]  # DeepSpeed's own files had a manifest without it
+        del values["format"], values["checksum"]  # DeepSpeed's own files had a manifest without them
     else:
         values["format"] = version
+        del values["checksum"]
+        values["checksum"] = checksum(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=f"has format {version}, this version of cavmae_ds reads 2") as refusal:
+    with pytest.raises(CheckpointError, match=f"has format {version}, this version of cavmae_ds reads 3") as refusal:
         read_manifest(folder)
     assert not isinstance(refusal.value, DamagedCheckpoint)
 

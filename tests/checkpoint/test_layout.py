@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cavmae_ds.checkpoint.folder import DamagedCheckpoint
 from cavmae_ds.checkpoint.layout import MASTER, Piece, PieceReader, rank_file
 from cavmae_ds.errors import CheckpointError
 
@@ -98,3 +99,11 @@ def test_a_file_that_is_no_safetensors_is_refused_by_name(tmp_path):
     (tmp_path / rank_file(0, 1)).write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"rank-00000-of-00001\.safetensors.*cannot be read"):
         PieceReader([rank_file(0, 1)], tmp_path.joinpath).read(MASTER, "weight", 0, torch.empty(3))
+
+
+@pytest.mark.parametrize("values", [torch.tensor(1.0), torch.ones(2, 3)])
+def test_a_tensor_that_is_no_vector_is_damage(values, tmp_path):
+    name = rank_file(0, 1)
+    save_file({f"{MASTER}:weight:0": values}, tmp_path / name)
+    with pytest.raises(DamagedCheckpoint, match=name):
+        PieceReader([name], tmp_path.joinpath).locate(MASTER, "weight", 0, 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from streaming import MDSWriter, StreamingDataset
 
-from cavmae_ds.data.schema import MDS_COLUMNS
+from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
 
 Change = Callable[[int, dict[str, Any]], None]
 
@@ -30,5 +29,6 @@ def small_shards(
     with MDSWriter(out=str(out), columns=MDS_COLUMNS, hashes=["xxh3_64"], size_limit=limit) as writer:
         for record in records:
             writer.write(record)
-    shutil.copy(source / "manifest.json", out / "manifest.json")
+    manifest = Manifest.read((source / "manifest.json").read_bytes()).model_copy(update={"clips": len(records)})
+    (out / "manifest.json").write_text(manifest.model_dump_json())
     return out

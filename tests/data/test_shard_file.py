@@ -110,5 +110,5 @@ def test_the_columns_of_our_shards_fit_and_others_are_refused_by_name(streamed, 
     with MDSWriter(out=str(tmp_path / "other"), columns={"audio": "bytes", "text": "str"}) as writer:
         writer.write({"audio": b"1", "text": "a"})
     (other,) = StreamingDataset(local=str(tmp_path / "other"), batch_size=1).shards
-    with pytest.raises(DataError, match="has the columns audio, text, expected audio, clip_id"):
+    with pytest.raises(DataError, match=r"has the columns audio, text of .* expected audio, clip_id"):
         check_columns(other)

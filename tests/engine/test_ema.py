@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from cavmae_ds.checkpoint import checkpoint_root, read_weights
 from cavmae_ds.checkpoint.folder import MANIFEST, FileRecord, Manifest, ParameterRecord, file_hash
 from cavmae_ds.checkpoint.layout import MASTER, Piece, rank_file
+from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.errors import CheckpointError
 
 
@@ -22,7 +23,7 @@ def test_asking_for_a_mean_that_was_not_kept_names_the_key(tmp_path):
         parameters={"weight": ParameterRecord(shape=[2], dtype="float32", trained=True)},
         files={path.name: FileRecord(bytes=path.stat().st_size, sha256=file_hash(path))},
     )  # fmt: skip
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
 
     assert read_weights(tmp_path)["weight"].equal(torch.ones(2))
     with pytest.raises(CheckpointError, match=r"no running mean .* train\.ema_clips"):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from cavmae_ds.checkpoint.folder import MANIFEST, FileRecord, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import MASTER, Piece, rank_file
+from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.config import ModelConfig
 from cavmae_ds.data.normalise import AUDIO_MEAN, AUDIO_STD
 from cavmae_ds.exchange.weights import Kind
@@ -75,7 +76,7 @@ def run_folder(
         config={"model": sizes.model_dump(mode="json"), "data": {"audio_mean": audio_mean, "audio_std": audio_std}},
         files={file: FileRecord(bytes=len(content), sha256=sha256(content).hexdigest())},
     )
-    (checkpoint / MANIFEST).write_text(manifest.model_dump_json())
+    (checkpoint / MANIFEST).write_bytes(manifest_bytes(manifest))
     return folder
 
 

@@ -122,3 +122,44 @@ def test_a_loaded_classifier_gives_what_the_saved_one_gave(tmp_path):
     loaded = load_model(tmp_path / "official.pth", heads=4)
     model.normalisation = loaded.model.normalisation
     assert loaded.classes == 5 and torch.equal(loaded.model(audio, images), model(audio, images))
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_of_a_tensor_is_noticed_by_the_crc_of_its_entry(tmp_path):
+    state = small_model("pretrain").state_dict()
+    path = tmp_path / "flipped.pth"
+    torch.save(state, path)
+    values = state["blocks_u.0.mlp.fc1.weight"].numpy().tobytes()
+    flip(path, path.read_bytes().index(values) + 1000)
+    with pytest.raises(CheckpointError, match=r"flipped.pth' is damaged: its entry 'flipped/data/\d+' .* CRC .* again"):
+        load_official(path, **HEADS)
+
+
+def test_every_malformed_file_ends_in_a_sentence(tmp_path):
+    path = tmp_path / "odd.pth"
+    for content, message in (
+        ({1: torch.ones(2)}, "by name, got the key 1"),
+        ({"modality_a": torch.ones(3).to_sparse()}, "dense tensor with values, .*torch.sparse_coo"),
+        ({"modality_a": torch.ones(1).expand(10**12)}, "dense tensor with values"),
+        ({"modality_a": torch.ones(1, 1, 0)}, "dense tensor with values"),
+        ({"modality_a": torch.ones(2, device="meta")}, "dense tensor with values, .* on meta"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_official(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"odd.pth' is empty"):
+        load_official(path)
+    torch.save({"modality_a": torch.ones(4)}, path, _use_new_zipfile_serialization=False)  # pickles without a CRC
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(content)
+        flip(path, at)
+        with pytest.raises(CheckpointError) as refused:
+            load_official(path)
+        assert len(str(refused.value)) < 500 and "\n" not in str(refused.value) and "\x1b" not in str(refused.value)

@@ -1,0 +1,121 @@
+"""What stands beside the shards of a data set, and the shards: each works or is refused by one short sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streaming import MDSWriter
+
+from cavmae_ds.config import DataConfig, ModelConfig
+from cavmae_ds.data.balance import SAMPLE_WEIGHTS, read_sample_weights
+from cavmae_ds.data.index import INDEX
+from cavmae_ds.data.inspection import inspect_data_set
+from cavmae_ds.data.publishing import OUTCOMES
+from cavmae_ds.data.records import Records
+from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.shard_cache import ShardCache
+from cavmae_ds.data.shards import check_shards
+from cavmae_ds.data.store import open_store
+from tests.data.test_schema import record
+from tests.fuzz.mutations import TIMEOUT_S, examples, mutated_bytes, mutated_json, works_or_is_refused
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
+
+CLIPS, SIZES, PART = 3, ModelConfig(image_size=32), "part-00000"
+MANIFEST = Manifest(
+    channel="first", clip_seconds=1.0, frame_size=32, jpeg_quality=95, classes=("Dog", "Cat", "Rain", "Bell"),
+    clips=CLIPS, rejected={"unreadable": 1}, tool_versions={"av": "16"},
+)  # fmt: skip
+NOTES = [{"clip_id": f"c{k}", "code": "", "seconds": 0.06, "labels": [1], "flags": 1} for k in range(CLIPS)]
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    """One shard of a few clips, as prepare writes it."""
+    folder = tmp_path_factory.mktemp("fuzz") / "shards"
+    with MDSWriter(out=str(folder / PART), columns=MDS_COLUMNS, hashes=["xxh3_64"]) as writer:
+        for _ in range(CLIPS):
+            writer.write(record().to_mds())
+    index = json.loads((folder / PART / INDEX).read_text())
+    index["shards"][0]["raw_data"]["basename"] = f"{PART}/shard.00000.mds"
+    (folder / INDEX).write_text(json.dumps(index))
+    (folder / "manifest.json").write_text(MANIFEST.model_dump_json())
+    (folder / PART / OUTCOMES).write_text(json.dumps(NOTES))
+    np.save(folder / SAMPLE_WEIGHTS, np.ones(CLIPS))
+    return folder
+
+
+def read_everything(folder) -> None:
+    records = Records(str(folder))
+    list(records.read(range(len(records))))
+    inspect_data_set(records, verify=True)
+
+
+def use(folder) -> bool:
+    """Each way to a data set: before a run, in a run, and by the commands that look at it."""
+    address = str(folder)
+    works_or_is_refused(lambda: read_everything(folder))
+    works_or_is_refused(lambda: read_sample_weights(open_store(address), CLIPS))
+    works_or_is_refused(lambda: check_shards(address, SIZES))
+    return works_or_is_refused(lambda: ShardCache([address], DataConfig()).one_frame(CLIPS - 1, 0))
+
+
+def changed(folder, name: str, content: bytes) -> bool:
+    before = (folder / name).read_bytes()
+    try:
+        (folder / name).write_bytes(content)
+        return use(folder)
+    finally:
+        (folder / name).write_bytes(before)
+
+
+def test_the_data_set_is_whole(data_set):
+    assert use(data_set)
+    assert not inspect_data_set(Records(str(data_set)), verify=True).faults
+    assert check_shards(str(data_set), SIZES).tolist() == [CLIPS]
+
+
+@examples(150)
+@given(st.data())
+def test_an_index(data_set, data):
+    changed(data_set, INDEX, data.draw(mutated_json(json.loads((data_set / INDEX).read_text()))))
+
+
+@examples(120)
+@given(mutated_json(json.loads(MANIFEST.model_dump_json())))
+def test_a_manifest(data_set, content):
+    changed(data_set, "manifest.json", content)
+
+
+@examples(60)
+@given(mutated_json(NOTES))
+def test_the_notes_of_a_part(data_set, content):
+    changed(data_set, f"{PART}/{OUTCOMES}", content)
+
+
+@examples(60)
+@given(st.data())
+def test_weights_of_clips(data_set, data):
+    changed(data_set, SAMPLE_WEIGHTS, data.draw(mutated_bytes((data_set / SAMPLE_WEIGHTS).read_bytes())))
+
+
+@examples(80)
+@given(st.data())
+def test_a_shard_whose_hash_is_right(data_set, tmp_path_factory, data):
+    """Hostile, not damaged: the index is of it."""
+    from streaming.base.hashing import get_hash
+
+    folder = tmp_path_factory.getbasetemp() / "hostile"
+    shutil.copytree(data_set, folder, dirs_exist_ok=True)
+    path, index = folder / PART / "shard.00000.mds", json.loads((folder / INDEX).read_text())
+    content = path.read_bytes()
+    head = data.draw(mutated_bytes(content[:400])) + content[400:]
+    path.write_bytes(head)
+    index["shards"][0]["raw_data"].update(bytes=len(head), hashes={"xxh3_64": get_hash("xxh3_64", head)})
+    (folder / INDEX).write_text(json.dumps(index))
+    use(folder)
