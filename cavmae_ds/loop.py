@@ -18,6 +18,7 @@ from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.data.order import EpochShape
 from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
+from cavmae_ds.durable import written_whole
 from cavmae_ds.ema import RunningMean, running_means
 from cavmae_ds.engine import build_engine, build_model, leave_out
 from cavmae_ds.guards import Guard
@@ -121,8 +122,8 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
         closing.callback(checkpoints.close)  # after an error only when the others have been told of it
         start = checkpoints.resume()
         if world.is_first:
-            cfg.run_dir.mkdir(parents=True, exist_ok=True)
-            (cfg.run_dir / "config.yaml").write_text(to_yaml(cfg))
+            with written_whole(cfg.run_dir / "config.yaml") as unfinished:
+                unfinished.write_text(to_yaml(cfg))
         parts = make(world, engine)
         loader = open_loader(cfg, numbers, world, start, parts.mixup)
         monitor = Monitor(cfg, numbers, world, start, engine, checkpoints.finished)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cavmae_ds.data.rejects import RejectCode
-from cavmae_ds.terminal import Workers, out_console, progress_bar, read_lines
+from cavmae_ds.terminal import Workers, echo, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
     from cavmae_ds.data.building import PartsMissing
@@ -174,7 +174,7 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
         table.add_row(code, str(count), RejectCode(code).explanation)
     out_console.print(table)
     if not outcome.published:
-        typer.echo(
+        echo(
             f"cavmae: {out} is not published: {outcome.bad_share:.1%} of the inputs were rejected, allowed "
             f"{max_bad:.1%}; see rejected.csv there, then mend the inputs or raise --max-bad",
             err=True,

@@ -12,7 +12,7 @@ from rich.table import Table
 from cavmae_ds.data.commands import EXIT_UNPUBLISHED, MaxBad
 from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
-from cavmae_ds.terminal import Workers, out_console, progress_bar
+from cavmae_ds.terminal import Workers, echo, out_console, progress_bar
 
 
 class Frames(str, Enum):
@@ -90,7 +90,7 @@ def features(
             table.add_row(code, str(count), _meaning(code))
         out_console.print(table)
     if not found.written:
-        typer.echo(
+        echo(
             f"cavmae: {out} is not written: {bad} of {bad + found.clips} clips cannot be used, allowed "
             f"{max_bad:.1%}; see {names}, then mend them or raise --max-bad",
             err=True,

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
+
+from cavmae_ds.terminal import DisplayConsole
 
 RUN_DIR = typer.Argument(help="Run folder that pretraining wrote.")
 SCORES = "retrieval.json"
 
-console = Console(soft_wrap=True)
+console = DisplayConsole(soft_wrap=True)
 
 
 def report(run_dir: Annotated[Path, RUN_DIR]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.distributed import World
+from cavmae_ds.messages import without_secrets
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming", "timm", "numpy", "av", "tensorboard")
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
@@ -28,9 +28,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LEARNT_BY = ("model", "mask", "loss", "contrastive", "classifier", "augment", "average", "optim", "train")
 """Sections that decide what is learnt."""
 ALWAYS_LISTED = {"optim.learning_rate", "train.global_batch"}
-
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET = re.compile(r"(?i)([\w-]*(?:secret|token|password|passwd|access_key|credential)[\w-]*[=:]\s*)[^\s'\"]+")
 
 
 class Machine(NamedTuple):
@@ -95,11 +92,6 @@ def hyperparameters(cfg: CommonConfig) -> dict[str, float | str]:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard shows 0.0000
                 values[key] = value if number else str(value)
     return values
-
-
-def without_secrets(text: str) -> str:
-    """Passwords in addresses and values of what is called a secret, token or key are left out."""
-    return _SECRET.sub(r"\1***", _PASSWORD.sub("***@", text))
 
 
 def _as_code(text: str) -> str:
