@@ -51,12 +51,13 @@ def pretrain_command(
     """
     above = _prepare_rank()
     cfg = load_run(run, RunConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
     numbers = derive(cfg, _ranks(dry_run, ranks))
     if dry_run:
         return _show(cfg, numbers)
-    _check_run_dir(cfg)
     from cavmae_ds.pretrain import pretrain
 
     _train_and_leave(cfg, above, partial(pretrain, cfg, numbers))
@@ -75,12 +76,13 @@ def finetune_command(
     """
     above = _prepare_rank()
     cfg = load_run(run, FinetuneConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
     from cavmae_ds.config.derived import derive_finetuning
 
     numbers = derive_finetuning(cfg, _ranks(dry_run, ranks))
     if dry_run:
         return _show(cfg, numbers)
-    _check_run_dir(cfg)
     from cavmae_ds.finetune import finetune
 
     _train_and_leave(cfg, above, partial(finetune, cfg, numbers))
