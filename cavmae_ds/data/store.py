@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from cavmae_ds.durable import flush, refusing_to_write, written_whole
 from cavmae_ds.errors import DataError
+from cavmae_ds.messages import without_secrets
 
 
 class Store(Protocol):
@@ -252,7 +253,7 @@ class S3Store:
         except S3UploadFailedError as error:
             raise DataError(f"{self.url}/{name} could not be written: {error}") from error
         except BotoCoreError as error:  # no credentials, nobody at the endpoint, a time-out
-            endpoint = os.environ.get("S3_ENDPOINT_URL") or "the AWS endpoint"
+            endpoint = without_secrets(os.environ.get("S3_ENDPOINT_URL") or "the AWS endpoint")
             raise DataError(
                 f"{self.url} cannot be reached at {endpoint}: {error}; "
                 "check S3_ENDPOINT_URL and that credentials are configured"

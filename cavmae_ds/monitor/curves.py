@@ -133,7 +133,9 @@ class Curves:
         if self._config:
             with written_whole(self._run_dir / CONFIG) as unfinished:
                 unfinished.write_bytes(self._config)
-        tqdm.write(for_display(f"{self._run_dir} was deleted: {LOG} and {CONFIG} begin again, earlier curves are lost"))
+        tqdm.write(
+            for_display(f"{self._run_dir} was deleted: log.jsonl and config.yaml begin again, earlier curves are lost")
+        )
 
     def _check_folder(self) -> None:
         """Raises OSError here for what would end TensorBoard's writer in its own thread, with a traceback each time."""
