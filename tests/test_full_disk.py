@@ -84,3 +84,15 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_and_leaves_no_file(tmp_pat
     some = {name: wanted[name] for name in ("made", "shards", "drawn.png", "e.safetensors", "e.pth")}
     for name, result in printed(tmp_path, some, most_bytes=8192).items():
         assert_refused(name, result, "File too large")
+
+
+def test_an_output_that_cannot_be_made_is_one_sentence(tmp_path, tiny_shards):
+    wanted = commands(tmp_path, tiny_shards)
+    some = ("made", "shards", "official", "page.html", "e.safetensors", "compared.png", "c.safetensors")
+    (tmp_path / "file").touch()
+    for folder, reason in ((Path("/proc/x"), "No such file or directory"), (tmp_path / "file", "Not a directory")):
+        moved = {name: [*wanted[name][:-1], folder / name] for name in some}
+        for name, result in printed(tmp_path, moved).items():
+            assert result["code"] == 2, (name, result)
+            sentence = rf"cavmae: error: [^\n]*cannot write '{folder}/{name}[^\n]*': ({reason}|File exists); [^\n]+\n"
+            assert re.fullmatch(sentence, str(result["err"])), (name, result)

@@ -61,6 +61,13 @@ def test_an_address_of_another_kind_is_refused():
         open_store("gs://bucket/x")
 
 
+def test_an_endpoint_with_a_password_is_used_without_it(s3_bucket, s3_server, monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.endpoint.replace("://", "://user:hunter2@"))
+    store = open_store(f"s3://{s3_bucket}/x")
+    store.put_bytes("a", b"content")
+    assert store.get_bytes("a") == b"content" and "hunter2" not in store._client.meta.endpoint_url
+
+
 def test_credentials_in_an_address_are_refused_before_they_are_written_down():
     with pytest.raises(DataError, match="credentials by the environment"):
         open_store("s3://me:hunter2@bucket/x")
