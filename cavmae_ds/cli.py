@@ -1,6 +1,8 @@
 """The `cavmae` command: its commands, exit codes and errors. Commands import what they need when they run."""
 
+import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,15 +14,18 @@ from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.data.look_commands import inspect, stats
 from cavmae_ds.data.official_commands import create_official, import_official
 from cavmae_ds.doctor.command import doctor
-from cavmae_ds.errors import UserError
+from cavmae_ds.durable import refusal
 from cavmae_ds.evaluate.features_command import features
 from cavmae_ds.evaluate.inpaint_command import inpaint
 from cavmae_ds.evaluate.report_command import report
 from cavmae_ds.evaluate.scoring_command import evaluate
 from cavmae_ds.exchange.commands import export
 from cavmae_ds.launching.command import launch
+from cavmae_ds.messages import log_to_stderr, open_standard_streams
 from cavmae_ds.plan.command import plan
+from cavmae_ds.terminal import echo
 
+EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -76,11 +81,14 @@ app.add_typer(checkpoint, name="checkpoint")
 
 
 def main() -> None:
-    """Runs the command line. A UserError becomes one sentence on stderr and exit code 2."""
+    """Runs the command line. What the user must change first becomes one sentence on stderr and exit code 2."""
+    open_standard_streams()
+    log_to_stderr(logging.WARNING)
     try:
         app(prog_name="cavmae")
-    except UserError as error:
-        typer.echo(f"cavmae: error: {error}", err=True)
-        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        sentence = refusal(error)
+        echo(f"cavmae: error: {sentence}" if sentence else traceback.format_exc(), err=True)
+        sys.exit(EXIT_USER_ERROR if sentence else EXIT_DEFECT)

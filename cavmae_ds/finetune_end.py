@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cavmae_ds.checkpoint import whole_checkpoints
@@ -26,14 +25,15 @@ from cavmae_ds.data.clips import Batch
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.data.normalise import training_normalisation
 from cavmae_ds.distributed import World, copy_from_first_rank, from_first_rank
+from cavmae_ds.durable import written_whole
 from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, Judged
 from cavmae_ds.evaluate.run_folder import AVERAGED_WEIGHTS
 from cavmae_ds.evaluate.scores import classification, scores_file
-from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.load import LoadedModel
 from cavmae_ds.exchange.weights import kind_of
 from cavmae_ds.model.classifier import CLASSIFIERS
 from cavmae_ds.survival.watch import Watch
+from cavmae_ds.terminal import DisplayConsole
 from cavmae_ds.validation_clips import ValidationClips
 
 log = logging.getLogger(__name__)
@@ -149,5 +149,5 @@ def is_scored(path: Path, step: int) -> bool:
 
 def _as_text(tables: list[Table]) -> str:
     text = io.StringIO()
-    Console(file=text, width=100).print(*tables)
+    DisplayConsole(file=text, width=100).print(*tables)
     return text.getvalue()

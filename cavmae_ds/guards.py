@@ -21,8 +21,10 @@ from cavmae_ds.checkpoint.folder import Rewind
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks
-from cavmae_ds.errors import GuardError
+from cavmae_ds.durable import written_whole
+from cavmae_ds.errors import ConfigError, GuardError
 from cavmae_ds.evidence import Evidence
+from cavmae_ds.messages import for_display
 from cavmae_ds.monitor.monitor import Monitor
 from cavmae_ds.step import StepDone
 from cavmae_ds.survival.leaving import GoneBack
@@ -177,15 +179,15 @@ class Guard:
         """What this rank knows of its clips, one JSON object a line. A full disk costs the file, never the run."""
         path = self._folder(kind) / f"step-{step:08d}-rank-{self._world.rank}.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(clip | {"grad_norm": norm}) + "\n" for clip in clips))
-        except OSError as error:
-            tqdm.write(f"rank {self._world.rank}: {str(path)!r} cannot be written: {error}")
+            with written_whole(path) as unfinished:
+                unfinished.write_text("".join(json.dumps(clip | {"grad_norm": norm}) + "\n" for clip in clips))
+        except ConfigError as error:
+            tqdm.write(for_display(f"rank {self._world.rank}: {error}"))
 
     def _say(self, step: int, event: str, line: str) -> None:
         self._monitor.event(step, event, line=line)
         if self._world.is_first:
-            tqdm.write(line)
+            tqdm.write(for_display(line))
 
     def _folder(self, kind: str) -> Path:
         return self._cfg.run_dir / kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,10 +17,13 @@ import typer
 
 from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
 from cavmae_ds.config.load import load_run, to_yaml
+from cavmae_ds.durable import make_folder, refusal
 from cavmae_ds.errors import ConfigError, DataError, RankError, UserError
+from cavmae_ds.messages import log_to_stderr, open_standard_streams
 from cavmae_ds.survival.leaving import ExitCode, Leaving, PeerLost, leave, leaving, say
 from cavmae_ds.survival.lineage import launchers, when_orphaned
 from cavmae_ds.survival.signals import LAUNCHER_GONE, StopRequests
+from cavmae_ds.terminal import echo
 
 if TYPE_CHECKING:
     from cavmae_ds.config.derived import CommonNumbers
@@ -61,6 +65,8 @@ def pretrain_command(
     """
     above = _prepare_rank()
     cfg = load_run(run, RunConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
     from cavmae_ds.config.derived import derive  # brings torch along: a mistyped key is refused before that
 
     _check_options(dry_run, clips)
@@ -91,6 +97,8 @@ def finetune_command(
     """
     above = _prepare_rank()
     cfg = load_run(run, FinetuneConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
     from cavmae_ds.config.derived import derive_finetuning
 
     _check_options(dry_run, clips)
@@ -132,7 +140,20 @@ def _show(cfg: CommonConfig, numbers: CommonNumbers, looked_at: bool) -> None:
             from cavmae_ds.exchange.init import examine_start
 
             examine_start(cfg, getattr(numbers, "classes", 0))
-        typer.echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+        echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+
+
+def _check_run_dir(cfg: CommonConfig) -> None:
+    """Before anything expensive, and by every rank: its host may have a disk of its own.
+
+    Raises ConfigError; on the first rank of a host RankError, so that one rank of each speaks.
+    """
+    try:
+        make_folder(cfg.run_dir, "run_dir")
+    except ConfigError as error:
+        if _from_launcher("LOCAL_RANK", 0):
+            raise
+        raise RankError(f"{error} (on {socket.gethostname()})") from error
 
 
 def _train_and_leave(cfg: CommonConfig, above: list[int], train: Train) -> None:
@@ -160,25 +181,31 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
         if rank == 0 or isinstance(error, RankError):
             say(f"{what}: error: {error}")
         return ExitCode.REFUSED
-    except Exception:
+    except Exception as error:
+        if sentence := refusal(error):
+            say(f"{what}: error: rank {rank}: {sentence}")
+            return ExitCode.REFUSED
         if not leaving():
-            traceback.print_exc()
+            say(traceback.format_exc())
         return ExitCode.DEFECT
     return ExitCode.DONE
 
 
 def main(command: Callable[..., None] = pretrain_command) -> None:
-    """Run the command; a UserError before the run becomes one sentence of the first rank and exit code 2."""
+    """Run the command; what must change before the run becomes one sentence of the first rank and exit code 2."""
     first = _from_launcher("RANK", 0) == 0
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    open_standard_streams()
+    log_to_stderr(logging.INFO if first else logging.ERROR)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        if first:
-            print(f"{command.__name__.partition('_')[0]}: error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(ExitCode.REFUSED)
+    except Exception as error:
+        sentence = refusal(error)
+        if first or not sentence or isinstance(error, RankError):
+            what = command.__name__.partition("_")[0]
+            echo(f"{what}: error: {sentence}" if sentence else traceback.format_exc(), err=True)
+        sys.exit(ExitCode.REFUSED if sentence else ExitCode.DEFECT)
 
 
 def ranks_of_this_host() -> int:

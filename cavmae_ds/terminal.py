@@ -11,12 +11,34 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.messages import for_display
 from cavmae_ds.text_files import read_text
 
-out_console = Console()
-err_console = Console(stderr=True)
+
+class DisplayConsole(Console):
+    """Prints text as it is: `[x]` is no markup and `:x:` no emoji, but no secret and no control character goes out.
+
+    What is to be styled is a rich Text, or a style of the table.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Everything that is printed as a str comes through here, also the cells and titles of tables."""
+        return super().render_str(for_display(text), **options)
+
+
+out_console = DisplayConsole()
+err_console = DisplayConsole(stderr=True)
+
+
+def echo(text: str, err: bool = False) -> None:
+    """A line to stdout or stderr, never wrapped."""
+    typer.echo(for_display(text), err=err)
 
 
 def available_cores() -> int:
@@ -53,7 +75,7 @@ def read_lines(option: str, path: Path) -> list[str]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where that is a terminal, with the time that is left. Yields what to call with (done, total)."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err_console, transient=True, disable=not err_console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(for_display(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -19,9 +19,9 @@ from cavmae_ds.config.derived import FinetuneNumbers
 from cavmae_ds.data.augment import targets
 from cavmae_ds.data.front_end import FrontEnd
 from cavmae_ds.distributed import World, from_all_ranks
-from cavmae_ds.errors import DataError
+from cavmae_ds.durable import written_whole
+from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.evaluate.classification import Classification, classification_scores, one_hot
-from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.losses import classification_losses
 from cavmae_ds.validation_clips import ValidationClips, evaluating, groups_of
 
@@ -116,5 +116,5 @@ def note_epoch(path: Path, epoch: int, points: dict[str, float], metric: str) ->
     try:
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({"metric": metric, "best_epoch": best, "epochs": epochs}, indent=1))
-    except OSError as error:  # a full disk costs a note, not the run
-        log.warning("%s cannot be written: %s", path, error)
+    except ConfigError as error:  # a full disk costs a note, not the run
+        log.warning("%s", error)

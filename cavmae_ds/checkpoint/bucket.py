@@ -9,7 +9,6 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlparse
 
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
@@ -26,7 +25,7 @@ from cavmae_ds.checkpoint.folder import (
 )
 from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.data.store import S3Store
+from cavmae_ds.data.store import S3Store, bucket_and_prefix
 from cavmae_ds.data.transfers import (
     FINAL_ATTEMPTS,
     FIRST_PAUSE_S,
@@ -171,10 +170,8 @@ class Bucket(S3Store):
 
 def open_bucket(address: str) -> Bucket:
     """The bucket at s3://bucket/prefix. Raises DataError if it cannot be used."""
-    url = urlparse(address)
-    if url.scheme != "s3" or not url.netloc:
-        raise DataError(f"the address {address} is not supported; give a folder or s3://bucket/prefix")
-    return patiently(lambda: Bucket(url.netloc, url.path.strip("/")), f"opening {address}")
+    bucket, prefix = bucket_and_prefix(address)
+    return patiently(lambda: Bucket(bucket, prefix), f"opening {address}")
 
 
 def patiently(work: Callable[[], Result], what: str) -> Result:

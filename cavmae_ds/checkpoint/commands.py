@@ -14,7 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.terminal import folding_table, out_console, progress_bar
+from cavmae_ds.terminal import echo, folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
     from cavmae_ds.checkpoint.folder import Manifest
@@ -67,7 +67,7 @@ def inspect(
             out_console.print(table)
     damaged = [entry for entry in entries if entry.is_damaged]
     for entry in damaged:
-        typer.echo(f"cavmae: {entry.condition}", err=True)
+        echo(f"cavmae: {entry.condition}", err=True)
     if damaged:
         raise typer.Exit(EXIT_DAMAGED)
 
@@ -101,7 +101,6 @@ def convert(
         raise CheckpointError(f"{address!r} holds no finished checkpoint")
     newest, manifest = list(finished.items())[-1]
     with _reading(newest, manifest.bytes) as read, shelf.opened(newest, manifest, read) as folder:
-        out.parent.mkdir(parents=True, exist_ok=True)
         export_weights(folder, out, EMA if ema else MASTER)
     out_console.print(f"{newest} of {shelf.address} is now {out}, {_size(out.stat().st_size)}", soft_wrap=True)
 

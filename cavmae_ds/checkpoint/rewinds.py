@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from cavmae_ds.checkpoint.folder import Manifest, Rewind
 from cavmae_ds.distributed import World, barrier, from_first_rank
-from cavmae_ds.durable import put_in_place
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError
 
 REWINDS = "rewinds.json"
@@ -51,9 +51,8 @@ class Rewinds:
         """One more, on the disk when this returns. All ranks together."""
         self.all = [*self.all, rewind]
         if self._world.is_first:
-            arriving = self._path.with_suffix(".arriving")
-            arriving.write_text(json.dumps(self.all))
-            put_in_place(arriving, self._path)
+            with written_whole(self._path) as unfinished:
+                unfinished.write_text(json.dumps(self.all))
         barrier()
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cavmae_ds.checkpoint.folder import Manifest, read_manifest, whole_checkpoints
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.exchange.files import written_whole
 
 MADE_BY = {EMA: "train.ema_clips", AVERAGED: "section average of a finetuning run"}
 """What has a run keep a mean of its weights."""

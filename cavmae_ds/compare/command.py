@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.terminal import folding_table
+from cavmae_ds.terminal import DisplayConsole, folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.compare.runs import Axis, ComparedRun
 
 BY = ("steps", "clips", "time")
 
-console = Console(soft_wrap=True)
+console = DisplayConsole(soft_wrap=True)
 
 
 def compare(
@@ -49,11 +49,8 @@ def compare(
     found = load_runs(runs)
     chosen = choose_tags(found, [tag for tag in tags.split(",") if tag])
     figure = draw(found, chosen, cast("Axis", by))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110)
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    with written_whole(out) as unfinished:
+        figure.savefig(unfinished, dpi=110)
     console.print(_values(found, chosen))
     console.print(_settings(found))
     console.print(f"drawn in {out}")

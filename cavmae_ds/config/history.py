@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.config.sections.common import CommonConfig
-from cavmae_ds.durable import put_in_place
+from cavmae_ds.durable import written_whole
 
 CONFIG = "config.yaml"
 
@@ -17,13 +17,11 @@ def write_config(cfg: CommonConfig, step: int) -> None:
 
     If it held other settings, they stay as config-until-step-N.yaml. No earlier file is overwritten.
     """
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
     path, content = cfg.run_dir / CONFIG, to_yaml(cfg)
     if path.is_file() and path.read_bytes() != content.encode():
         _unused(cfg.run_dir, f"config-until-step-{step:08d}").write_bytes(path.read_bytes())
-    arriving = path.with_suffix(".arriving")
-    arriving.write_text(content, encoding="utf-8")
-    put_in_place(arriving, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(content, encoding="utf-8")
 
 
 def _unused(folder: Path, stem: str) -> Path:

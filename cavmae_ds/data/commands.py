@@ -11,7 +11,7 @@ import typer
 
 from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.errors import distinct
-from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar, read_lines
+from cavmae_ds.terminal import Workers, echo, folding_table, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
     from cavmae_ds.data.building import PartsMissing
@@ -183,7 +183,7 @@ def conclude(outcome: PrepareReport | PartsMissing, out: str, max_bad: float) ->
             rejected, allowed = distinct(outcome.bad_share, max_bad, ".1%")
             why = f"{rejected} of the inputs were rejected, allowed {allowed}"
         remedy = "mend the inputs or raise --max-bad" if outcome.clips else "mend the inputs"
-        typer.echo(f"cavmae: {out} is not published: {why}; see rejected.csv there, then {remedy}", err=True)
+        echo(f"cavmae: {out} is not published: {why}; see rejected.csv there, then {remedy}", err=True)
         raise typer.Exit(EXIT_UNPUBLISHED)
     address = shlex.quote(str(out))
     following = f"cavmae inspect {address} --out look.html, then cavmae stats {address}"

@@ -18,7 +18,6 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ from streaming.base.world import World
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.index import INDEX, read_index
 from cavmae_ds.data.schema import Damage
-from cavmae_ds.data.store import open_store, s3_client
+from cavmae_ds.data.store import bucket_and_prefix, open_store, s3_client
 from cavmae_ds.data.transfers import (
     FINAL_ATTEMPTS,
     FIRST_PAUSE_S,
@@ -169,10 +168,9 @@ class ShardStream(Stream):
         parts = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
         )
-        url = urlparse(self.address)
-        key = f"{url.path.strip('/')}/{name}".lstrip("/")
+        bucket, prefix = bucket_and_prefix(self.address)
         with part.open("wb") as file:
-            client.download_fileobj(url.netloc, key, file, Config=parts)
+            client.download_fileobj(bucket, f"{prefix}/{name}".lstrip("/"), file, Config=parts)
 
 
 def cache_folder(address: str, cache: Path | None) -> Path:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column
 
-from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.terminal import Workers, err_console, folding_table, out_console, progress_bar
+from cavmae_ds.durable import written_whole
+from cavmae_ds.errors import ConfigError, DataError, UserError
+from cavmae_ds.terminal import Workers, echo, err_console, folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
     from cavmae_ds.data.inspect_summary import Section
@@ -64,8 +64,8 @@ def stats(
             try:
                 content = all_sums[-1].statistics().model_dump_json(indent=1)
                 open_store(address).put_bytes(STATISTICS, content.encode())
-            except (DataError, OSError) as error:
-                err_console.print(f"{STATISTICS} could not be written: {error}", soft_wrap=True, markup=False)
+            except UserError as error:
+                err_console.print(f"{STATISTICS} could not be written: {error}", soft_wrap=True)
     _show_statistics(merged(all_sums).statistics())
 
 
@@ -110,22 +110,17 @@ def inspect(
             found.faults.append(str(error))
         title = f"{shards}: {found.manifest.clips:,} clips"
         if out.suffix.lower() == ".html":
-            _write(out, html_page(title, sections, found.faults, shown).encode())
-        elif shown:
-            _write(out, png_of(draw_sheet(shown, title)))
-        out_console.print(f"{len(shown)} clips are shown in {out}", soft_wrap=True, markup=False)
+            content = html_page(title, sections, found.faults, shown).encode("utf-8", "backslashreplace")
+        else:
+            content = png_of(draw_sheet(shown, title)) if shown else b""
+        if content:
+            with written_whole(out) as unfinished:
+                unfinished.write_bytes(content)
+        out_console.print(f"{len(shown)} clips are shown in {out}", soft_wrap=True)
     for fault in found.faults:
-        typer.echo(f"cavmae: {fault}", err=True)
+        echo(f"cavmae: {fault}", err=True)
     if found.faults:
         raise typer.Exit(EXIT_DAMAGED)
-
-
-def _write(out: Path, content: bytes) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(content)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}") from error
 
 
 def _show_statistics(found: LogMelStatistics) -> None:
@@ -155,9 +150,9 @@ def _show_section(section: Section) -> None:
     table = folding_table(*columns, show_header=False, box=None)
     for row in section.rows:
         bar = ["█" * round(BAR_CELLS * (row.share or 0))] if bars else []
-        table.add_row(escape(row.name), *bar, escape(row.value))
-    out_console.print(section.title, style="bold", markup=False)
+        table.add_row(row.name, *bar, row.value)
+    out_console.print(section.title, style="bold")
     out_console.print(table)
     if section.note:
-        out_console.print(f" {section.note}", markup=False, soft_wrap=True)
+        out_console.print(f" {section.note}", soft_wrap=True)
     out_console.print()

@@ -8,6 +8,8 @@ Source of the layout: spec/cav-mae.md 3.3.
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import shutil
 from collections.abc import Collection, Iterable, Sequence
@@ -23,6 +25,7 @@ from cavmae_ds.data.official import LABEL_COLUMNS
 from cavmae_ds.data.records import Records, Sample
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, Manifest, audio_of, frame_jpeg, labels_of
 from cavmae_ds.data.store import open_store
+from cavmae_ds.durable import refusing_to_write
 from cavmae_ds.errors import DataError
 
 LISTING = "data.json"
@@ -61,19 +64,18 @@ def create_official(
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
-        for folder in ("audio", *(f"frames/frame_{k}" for k in range(FRAMES_PER_CLIP))):
-            (partial / folder).mkdir(parents=True)
-        names, labels = [], []
-        for done, sample in enumerate(records.read(places), 1):
-            names.append(file_name(sample["clip_id"]))
-            labels.append(labels_of(sample).tolist())
-            _write_clip(partial, names[-1], sample)
-            progress(done, len(places))
-        _write_tables(partial, records, places)
-        _write_listing(partial, final, names, labels, official_class_ids(records.manifest))
-        partial.replace(final)
-    except OSError as error:
-        raise DataError(f"{error.filename or out} cannot be written: {error.strerror}") from error
+        with refusing_to_write(out, errno.ENOENT):
+            for folder in ("audio", *(f"frames/frame_{k}" for k in range(FRAMES_PER_CLIP))):
+                (partial / folder).mkdir(parents=True)
+            names, labels = [], []
+            for done, sample in enumerate(records.read(places), 1):
+                names.append(file_name(sample["clip_id"]))
+                labels.append(labels_of(sample).tolist())
+                _write_clip(partial, names[-1], sample)
+                progress(done, len(places))
+            _write_tables(partial, records, places)
+            _write_listing(partial, final, names, labels, official_class_ids(records.manifest))
+            partial.replace(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(len(names), labels.count([]))
@@ -113,10 +115,9 @@ def _places(records: Records, limit: int | None, ids: Collection[str] | None) ->
 def _write_clip(folder: Path, name: str, sample: Sample) -> None:
     for k in range(FRAMES_PER_CLIP):
         (folder / "frames" / f"frame_{k}" / f"{name}.jpg").write_bytes(frame_jpeg(sample, k))
-    try:
-        soundfile.write(folder / "audio" / f"{name}.wav", audio_of(sample), AUDIO_RATE_HZ, subtype="PCM_16")
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{folder / 'audio' / name}.wav cannot be written: {error.error_string}") from error
+    content = io.BytesIO()  # libsndfile does not say why a file cannot be written
+    soundfile.write(content, audio_of(sample), AUDIO_RATE_HZ, subtype="PCM_16", format="WAV")
+    (folder / "audio" / f"{name}.wav").write_bytes(content.getvalue())
 
 
 def _write_tables(folder: Path, records: Records, places: Sequence[int]) -> None:

@@ -3,19 +3,19 @@
 An object is whole or absent in both: local files are renamed into place after fsync, S3 does it anyway.
 """
 
+import errno
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
-from cavmae_ds.durable import flush, put_in_place
+from cavmae_ds.durable import flush, refusing_to_write, written_whole
 from cavmae_ds.errors import DataError
+from cavmae_ds.messages import without_secrets
 
 
 class Store(Protocol):
@@ -65,12 +65,26 @@ def open_store(url: str | Path, answer_timeout_s: float = 60.0) -> Store:
     S3 finds its endpoint in S3_ENDPOINT_URL, as streaming does, and its credentials in boto3's own chain.
     Raises DataError for another scheme, a missing bucket, refused credentials or a silent endpoint.
     """
-    parsed = urlparse(str(url))
-    if parsed.scheme == "s3" and parsed.netloc:
-        return S3Store(parsed.netloc, parsed.path.strip("/"), answer_timeout_s)
     if "://" in str(url):
-        raise DataError(f"the address {url} is not supported; give a local folder or s3://bucket/prefix")
+        return S3Store(*bucket_and_prefix(str(url)), answer_timeout_s)
     return LocalStore(Path(url))
+
+
+def bucket_and_prefix(address: str) -> tuple[str, str]:
+    """Of s3://bucket/prefix, every character of the prefix as it is: S3's keys are no URLs, # and ? and % are letters.
+
+    Raises DataError for another scheme, or a bucket that can be none.
+    """
+    scheme, _, rest = address.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise DataError(f"the address {address} is not supported; give a local folder or s3://bucket/prefix")
+    if "@" in bucket:
+        raise DataError(
+            f"the address {address} has an @ in front of its prefix, which no bucket's name may have; give "
+            "s3://bucket/prefix, and credentials by the environment or a profile"
+        )
+    return bucket, prefix.strip("/")
 
 
 class LocalStore:
@@ -120,23 +134,12 @@ class LocalStore:
             raise DataError(f"{self.root / name} cannot be read: {error.strerror}") from error
 
     def put_bytes(self, name: str, content: bytes) -> None:
-        temporary = self._hidden(name)
-        temporary.write_bytes(content)
-        self._put(name, temporary)
+        with written_whole(self.root / name) as unfinished:
+            unfinished.write_bytes(content)
 
     def put_file(self, name: str, file: Path) -> None:
-        temporary = self._hidden(name)
-        shutil.move(file, temporary)
-        self._put(name, temporary)
-
-    def _hidden(self, name: str) -> Path:
-        """A name beside the object's own that nobody else uses, on whichever machine."""
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-
-    def _put(self, name: str, temporary: Path) -> None:
-        put_in_place(temporary, self.root / name)
+        with written_whole(self.root / name) as unfinished:
+            shutil.move(file, unfinished)
 
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in folder.iterdir():
@@ -152,9 +155,10 @@ class LocalStore:
     @contextmanager
     def building(self, tag: str = "") -> Iterator[Path]:
         folder = self.root / f".building{tag}"
-        with ExitStack() as undo:
-            try:
+        with ExitStack() as undo, refusing_to_write(self.url):
+            with refusing_to_write(self.url, errno.ENOENT):
                 folder.mkdir(parents=True, exist_ok=True)
+            try:
                 lock = os.open(folder, os.O_RDONLY)
                 undo.callback(os.close, lock)  # the lock goes with it, and with a process that dies
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,8 +169,6 @@ class LocalStore:
                 undo.callback(shutil.rmtree, folder)
             except (BlockingIOError, FileNotFoundError) as error:
                 raise DataError(f"another process is writing to {self.url}; wait for it or stop it") from error
-            except OSError as error:
-                raise DataError(f"{self.url} cannot be written: {error.strerror}") from error
             yield folder
 
 
@@ -180,7 +182,10 @@ def s3_client(*, connect_timeout_s: float, answer_timeout_s: float, attempts: in
         read_timeout=answer_timeout_s,
         retries={"mode": "standard", "total_max_attempts": attempts},
     )
-    return boto3.session.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
+    # boto3 does not send a user and password of this address, and would repeat them in every error.
+    scheme, sign, host = os.environ.get("S3_ENDPOINT_URL", "").rpartition("://")
+    endpoint = scheme + sign + host.rpartition("@")[2]
+    return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)
 
 
 class S3Store:
@@ -234,7 +239,7 @@ class S3Store:
 
     @contextmanager
     def building(self, tag: str = "") -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="cavmae-building-") as folder:
+        with tempfile.TemporaryDirectory(prefix="cavmae-building-") as folder, refusing_to_write(folder):
             yield Path(folder)
 
     def _key(self, name: str) -> str:
@@ -252,7 +257,7 @@ class S3Store:
         except S3UploadFailedError as error:
             raise DataError(f"{self.url}/{name} could not be written: {error}") from error
         except BotoCoreError as error:  # no credentials, nobody at the endpoint, a time-out
-            endpoint = os.environ.get("S3_ENDPOINT_URL") or "the AWS endpoint"
+            endpoint = without_secrets(os.environ.get("S3_ENDPOINT_URL") or "the AWS endpoint")
             raise DataError(
                 f"{self.url} cannot be reached at {endpoint}: {error}; "
                 "check S3_ENDPOINT_URL and that credentials are configured"

@@ -20,6 +20,7 @@ from av.video.frame import VideoFrame
 from PIL import Image, ImageColor
 
 from cavmae_ds.data.schema import AUDIO_RATE_HZ
+from cavmae_ds.durable import make_folder, written_whole
 from cavmae_ds.errors import ConfigError
 
 TAU = 2 * np.pi
@@ -191,16 +192,17 @@ def synthesize(
     if not 0 <= evals < clips:
         raise ConfigError(f"clips and eval_share must leave a clip to train on, got {clips} and {eval_share}")
 
-    (out_dir / "videos").mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir / "videos", "the folder for the videos")
     rows = [(f"videos/{KINDS[k % classes].name}-{k:06d}.mp4", KINDS[k % classes].name) for k in range(clips)]
     make = partial(_write_clip, out_dir, classes, seconds, size, fps, seed)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
         for done, _ in enumerate(pool.map(make, range(clips), [row[0] for row in rows], chunksize=4), 1):
             progress(done, clips)
-    (out_dir / "classes.txt").write_text("".join(f"{kind.name}\n" for kind in KINDS[:classes]))
+    with written_whole(out_dir / "classes.txt") as unfinished:
+        unfinished.write_text("".join(f"{kind.name}\n" for kind in KINDS[:classes]))
     for name, members in (("train.csv", rows[: clips - evals]), ("eval.csv", rows[clips - evals :])):
-        with (out_dir / name).open("w", newline="") as file:
+        with written_whole(out_dir / name) as unfinished, unfinished.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "labels"), *members])
     return Split(train=clips - evals, eval=evals)
 
@@ -227,9 +229,8 @@ def _write_clip(
     hiss = rng.standard_normal(len(sound_at), np.float32) * rng.uniform(0.002, 0.02)
     onset = np.clip((sound_at - v.onset_s) / 0.02, 0, 1)
     sound = np.clip(v.loudness * onset * kind.play(sound_at, v) + hiss, -1, 1)  # [n]
-    unfinished = out_dir / f"{name}.part"
-    write_video(unfinished, _pictures(kind, v, frames_at, size, rng), fps, sound[None], AUDIO_RATE_HZ)
-    unfinished.replace(out_dir / name)
+    with written_whole(out_dir / name) as unfinished:
+        write_video(unfinished, _pictures(kind, v, frames_at, size, rng), fps, sound[None], AUDIO_RATE_HZ)
 
 
 def _pictures(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from cavmae_ds.errors import ConfigError, RankError, UserError
+from cavmae_ds.durable import written_whole
+from cavmae_ds.errors import RankError, UserError
 from cavmae_ds.survival.leaving import ExitCode, leave, say
+from cavmae_ds.terminal import DisplayConsole
 
 if TYPE_CHECKING:
     from cavmae_ds.config import CommonConfig
@@ -102,7 +103,7 @@ def _tell(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int, json_file
     from cavmae_ds.doctor.finding import Verdict
     from cavmae_ds.doctor.report import document, summary, table, worst
 
-    console = Console(highlight=False)
+    console = DisplayConsole(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a file has no edge to wrap at
     console.print(table(lines, hosts, ranks))
@@ -110,8 +111,6 @@ def _tell(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int, json_file
     if ranks == 1:
         console.print("This host alone; with a launcher, hosts and links are compared: launch/doctor.py.")
     if json_file:
-        try:
-            json_file.write_text(json.dumps(document(lines, hosts, ranks), indent=1) + "\n")
-        except OSError as error:
-            raise ConfigError(f"--json {str(json_file)!r} cannot be written: {error.strerror}") from error
+        with written_whole(json_file) as unfinished:
+            unfinished.write_text(json.dumps(document(lines, hosts, ranks), indent=1) + "\n")
     leave(ExitCode.REFUSED if worst(lines) == Verdict.FIX else ExitCode.DONE)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from cavmae_ds.doctor.finding import Finding, Verdict
+from cavmae_ds.messages import for_display, values_without_secrets
 from cavmae_ds.terminal import folding_table
 
 VERSION = 1
@@ -83,7 +84,8 @@ def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dic
         "ranks": ranks,
         "hosts": {str(rank): host for rank, host in sorted(hosts.items())},
         "findings": [
-            line.finding._asdict() | {"verdict": line.finding.verdict.value, "ranks": list(line.ranks)}
+            values_without_secrets(line.finding._asdict())
+            | {"verdict": line.finding.verdict.value, "ranks": list(line.ranks)}
             for line in lines
         ],
     }
@@ -100,9 +102,11 @@ def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
     drawn = folding_table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for line in shortened(lines):
         name, verdict, found, do = line.finding
-        said = escape(found) + (f"\n[bold]-> {escape(do)}[/bold]" if do else "")
-        cells = [f"[{COLOURS[verdict]}]{verdict.value}[/]", escape(name), said]
-        drawn.add_row(*cells, *([escape(where(line, hosts))] if ranks > 1 else []))
+        said = Text(for_display(found))
+        if do:
+            said.append(f"\n-> {for_display(do)}", "bold")
+        ranks_said = [where(line, hosts)] if ranks > 1 else []
+        drawn.add_row(Text(verdict.value, COLOURS[verdict]), name, said, *ranks_said)
     return drawn
 
 

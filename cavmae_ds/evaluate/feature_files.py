@@ -8,19 +8,18 @@ for a while, memory never holds more than a batch of them, and a process that is
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from cavmae_ds.durable import refusing_to_write, written_whole
 from cavmae_ds.errors import CheckpointError, ConfigError
-from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.installing import pip_install
 
 ROW_GROUP_BYTES = 64 * 2**20  # of a parquet file
@@ -46,7 +45,7 @@ class FeatureFile:
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of one row of each array."""
         self._open = ExitStack()
-        with self._plain_errors():
+        with refusing_to_write(self._out):
             out.parent.mkdir(parents=True, exist_ok=True)
             self._spool("audio")
 
@@ -71,7 +70,7 @@ class FeatureFile:
                     "the training of the model went wrong, or they need --dtype float32"
                 )
             self.shapes[name] = stored.shape[1:]
-            with self._plain_errors():
+            with refusing_to_write(self._out):
                 self._spool(name).write(stored.data)
         self.clip_ids += clip_ids
 
@@ -87,7 +86,7 @@ class FeatureFile:
 
     def write(self) -> None:
         """There is at least one row. Raises ConfigError where it cannot be written."""
-        with self._plain_errors(), written_whole(self._out) as unfinished:
+        with written_whole(self._out) as unfinished:
             WRITERS[self._out.suffix](unfinished, self.arrays(), self.clip_ids)
 
     def _spool(self, name: str) -> IO[bytes]:
@@ -95,14 +94,6 @@ class FeatureFile:
             file = tempfile.TemporaryFile(dir=self._out.parent)  # noqa: SIM115  closed by self._open
             self._spools[name] = self._open.enter_context(file)
         return self._spools[name]
-
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"cannot write {str(self._out)!r}: {why}") from error
 
 
 def _write_safetensors(path: Path, arrays: Arrays, clip_ids: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from cavmae_ds.durable import written_whole
 from cavmae_ds.embedding import BATCH, Embedder, Excerpt
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluate.excerpts import Clips, DataSets, Unusable, from_shards, from_videos, is_data_set, videos_of
@@ -56,7 +57,11 @@ def extract(
         total, clips = _open(embedder, inputs, frames, workers)
         progress(0, total)
         reasons: Counter[str] = Counter()
-        with closing(clips), out.with_suffix(".rejected.csv").open("w", newline="", encoding="utf-8") as names:
+        with (
+            closing(clips),
+            written_whole(out.with_suffix(".rejected.csv")) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as names,
+        ):
             table = csv.writer(names, lineterminator="\n")
             table.writerow(Unusable._fields)
             for batch in _batches(clips):

@@ -12,7 +12,7 @@ from cavmae_ds.data.commands import EXIT_UNPUBLISHED, MaxBad
 from cavmae_ds.data.rejects import RejectCode
 from cavmae_ds.data.schema import FRAMES_PER_CLIP
 from cavmae_ds.errors import distinct
-from cavmae_ds.terminal import Workers, folding_table, out_console, progress_bar
+from cavmae_ds.terminal import Workers, echo, folding_table, out_console, progress_bar
 
 
 class Frames(str, Enum):
@@ -95,7 +95,7 @@ def features(
             share, allowed = distinct(bad / (bad + found.clips), max_bad, ".1%")
             why = f"{bad} of {bad + found.clips} clips ({share}) cannot be used, allowed {allowed}"
             remedy = "mend them or raise --max-bad"
-        typer.echo(f"cavmae: {out} is not written: {why}; see {names}, then {remedy}", err=True)
+        echo(f"cavmae: {out} is not written: {why}; see {names}, then {remedy}", err=True)
         raise typer.Exit(EXIT_UNPUBLISHED)
     shapes = ", ".join(f"{name} {[found.clips, *shape]}" for name, shape in found.shapes.items())
     others = f"; the others are named in {names}" if bad else ""

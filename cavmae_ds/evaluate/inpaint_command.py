@@ -9,18 +9,17 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.terminal import folding_table
+from cavmae_ds.terminal import DisplayConsole, folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.data.clips import Batch
     from cavmae_ds.evaluate.inpainting import ClipLosses, Settings
     from cavmae_ds.model.cavmae import PretrainOutput
 
-console = Console(soft_wrap=True)
+console = DisplayConsole(soft_wrap=True)
 
 
 class Side(str, Enum):
@@ -90,12 +89,12 @@ def inpaint(
       cavmae inpaint runs/quickstart --data quickstart/shards/eval --hide audio --out heard.png --sound heard/
       cavmae inpaint cav-mae-nonorm.pth --data shards/test --audio-ratio 0.5 --mode time
     """
+    from cavmae_ds.durable import written_whole
     from cavmae_ds.evaluate.inpainting import check_ratios, clip_losses, settings_of_run, spread_clips
     from cavmae_ds.evaluate.inpainting import inpaint as complete
     from cavmae_ds.evaluate.judging import open_judged
     from cavmae_ds.evaluate.pictures import draw_reconstructions
     from cavmae_ds.evaluate.resynthesis import check_torchaudio
-    from cavmae_ds.exchange.files import written_whole
 
     if out.suffix != ".png":
         raise ConfigError(f"--out must be the name of a .png file, got {str(out)!r}")
@@ -150,9 +149,9 @@ def _asked(
 def _write_sounds(folder: Path, output: PretrainOutput, batch: Batch, settings: Settings) -> list[list[str]]:
     """The sounds of each clip, as long as it is; their names. Clips without a single window have none."""
     from cavmae_ds.data.spectrogram import frames_of
+    from cavmae_ds.durable import written_whole
     from cavmae_ds.evaluate.composite import stages
     from cavmae_ds.evaluate.resynthesis import silent_where_hidden, sound_of, write_wav
-    from cavmae_ds.exchange.files import written_whole
     from cavmae_ds.model.patches import patches_to_audio
 
     assert output.audio_prediction is not None

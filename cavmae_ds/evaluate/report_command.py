@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from cavmae_ds.terminal import folding_table
+from cavmae_ds.terminal import DisplayConsole, folding_table
 
 if TYPE_CHECKING:
     from cavmae_ds.evaluate.run_folder import RunFolder
@@ -22,7 +20,7 @@ MEASURED = ("validation/", "probe/")
 """Curves of clips that are not trained on: the others wander from batch to batch."""
 UNREADABLE = "cannot be read; `cavmae evaluate` writes it again"
 
-console = Console(soft_wrap=True)
+console = DisplayConsole(soft_wrap=True)
 
 
 def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
@@ -39,12 +37,12 @@ def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
     table = folding_table("what", "value")
     for rows in (_progress(run), _curves(run), _scores(run), _files(run)):
         for name, value in rows:
-            table.add_row(Text(name), Text(value))
+            table.add_row(name, value)
         table.add_section()
     console.print(table)
     console.print("Next:")
     for purpose, command in next_steps(run):
-        console.print(Text(f"  # {purpose}\n  {command}"))
+        console.print(f"  # {purpose}\n  {command}")
 
 
 def _progress(run: RunFolder) -> Iterator[tuple[str, str]]:

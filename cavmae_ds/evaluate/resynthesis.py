@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import soundfile
@@ -67,4 +68,6 @@ def silent_where_hidden(log_mel: Tensor) -> Tensor:
 
 def write_wav(path: Path, sound: Tensor) -> None:
     """A float sound [N] as 16 bits a sample; what is louder than full scale is cut."""
-    soundfile.write(path, sound.numpy(), SAMPLE_RATE_HZ, subtype="PCM_16")
+    content = io.BytesIO()  # libsndfile does not say why a file cannot be written
+    soundfile.write(content, sound.numpy(), SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
+    path.write_bytes(content.getvalue())

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 
 from cavmae_ds.errors import CheckpointError, ConfigError
-from cavmae_ds.terminal import read_lines
+from cavmae_ds.terminal import DisplayConsole, read_lines
 
 if TYPE_CHECKING:
     from cavmae_ds.evaluate.gallery import Gallery
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 GALLERIES = (".html", ".png")
 
-console = Console(soft_wrap=True)
+console = DisplayConsole(soft_wrap=True)
 
 
 class What(str, Enum):
@@ -162,7 +161,7 @@ class _Told(NamedTuple):
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """As JSON. Raises ConfigError if it cannot be written."""
-        from cavmae_ds.exchange.files import written_whole
+        from cavmae_ds.durable import written_whole
 
         with written_whole(self.output(name)) as unfinished:
             unfinished.write_text(json.dumps(values | self.origin, indent=1))
@@ -234,9 +233,9 @@ def _score_retrieval(
 
 
 def _write_gallery(gallery: Gallery, out: Path) -> None:
+    from cavmae_ds.durable import written_whole
     from cavmae_ds.evaluate.gallery_page import gallery_page
     from cavmae_ds.evaluate.gallery_picture import draw_gallery
-    from cavmae_ds.exchange.files import written_whole
 
     with written_whole(out) as unfinished:
         if out.suffix.lower() == ".html":
@@ -250,9 +249,9 @@ def _score_classification(
     judged: Judged, frames: tuple[int, ...], mode: str, asked: Probabilities | None, told: _Told
 ) -> None:
     """By all ranks; the first one writes and speaks."""
+    from cavmae_ds.durable import written_whole
     from cavmae_ds.evaluate.classification_pictures import draw_classification
     from cavmae_ds.evaluate.scores import classification
-    from cavmae_ds.exchange.files import written_whole
 
     values, tables, found = classification(judged, frames, mode, asked.value if asked else "")
     if not found:

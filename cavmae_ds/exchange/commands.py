@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cavmae_ds.terminal import echo
+
 
 class FormatName(str, Enum):
     """What the file is."""
@@ -68,4 +70,4 @@ def export(
         weights = with_audio_frames(weights, audio_frames, positions.value)
     difference = write(weights, out, chosen)
     parity = "" if difference is None else f"; its embeddings differ from the model's by at most {difference:.1e}"
-    typer.echo(f"{len(weights.tensors)} entries of {source} ({weights.kind}) written to {out} as {chosen}{parity}")
+    echo(f"{len(weights.tensors)} entries of {source} ({weights.kind}) written to {out} as {chosen}{parity}")

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError, ConfigError, distinct
-from cavmae_ds.exchange.files import written_whole
 from cavmae_ds.exchange.official import save_official
 from cavmae_ds.exchange.single_file import header_of, save_single_file
 from cavmae_ds.exchange.weights import Weights, build
@@ -83,7 +83,8 @@ def _export_graph(weights: Weights, out: Path, to: Format) -> float:
             got = _run_onnx(unfinished, inputs)
         else:
             program = torch.export.export(module, traced, dynamic_shapes=_any_batch(len(traced)))
-            torch.export.save(program, unfinished, extra_files=header_of(weights))
+            with unfinished.open("wb") as file:  # see save_official
+                torch.export.save(program, file, extra_files=header_of(weights))
             got = torch.export.load(unfinished).module()(*inputs)
         difference = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
         if not difference < LARGEST_DIFFERENCE:

@@ -1,20 +1,16 @@
-"""Files of weights: read without running what is in them, written whole or not at all."""
+"""Files of weights, read without running what is in them."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cavmae_ds.durable import put_in_place
-from cavmae_ds.errors import CheckpointError, ConfigError, shortened
+from cavmae_ds.errors import CheckpointError, shortened
 
 
 def read_pth(path: Path) -> dict[str, Any]:
@@ -69,24 +65,3 @@ def _check_sums(path: Path) -> None:
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """What to raise for a file that is not there or not to be read."""
     return CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields the name to write to; the file gets its own name once it is on disk. Folders on the way are made.
-
-    Raises ConfigError where nothing can be written.
-    """
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-    except OSError as error:
-        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    try:
-        permissions = unfinished.stat().st_mode
-        yield unfinished
-        unfinished.chmod(permissions)  # safetensors lets nobody else read
-        put_in_place(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

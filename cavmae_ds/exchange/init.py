@@ -15,6 +15,7 @@ from torch import Tensor
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.config import CommonConfig, FinetuneConfig, InitConfig, ModelConfig
 from cavmae_ds.distributed import World
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.exchange.load import open_weights
 from cavmae_ds.exchange.mae import adapt_mae, read_mae
@@ -68,11 +69,11 @@ def initialise(
         return
     origin = start_from(model, init, sizes, write)
     if world.is_first:
-        run_dir.mkdir(parents=True, exist_ok=True)
         path = init.from_mae or init.from_checkpoint
         assert path is not None
         note = {"identity": _identity(path), **origin._asdict()}
-        (run_dir / ORIGIN).write_text(json.dumps(note, indent=1))
+        with written_whole(run_dir / ORIGIN) as unfinished:
+            unfinished.write_text(json.dumps(note, indent=1))
 
 
 def examine_start(cfg: CommonConfig, classes: int = 0) -> Origin | None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError, shortened
-from cavmae_ds.exchange.files import read_pth, written_whole
+from cavmae_ds.exchange.files import read_pth
 from cavmae_ds.exchange.weights import Weights, recognise
 
 PREFIX = "module."
@@ -33,8 +34,9 @@ def save_official(weights: Mapping[str, Tensor], path: Path, prefix: bool = True
     # No shape depends on the heads, so any number does for the order.
     ordered = recognise(weights, "the weights to save", heads=1, decoder_heads=1).tensors
     start = PREFIX if prefix else ""
-    with written_whole(path) as unfinished:
-        torch.save({start + name: tensor.contiguous() for name, tensor in ordered.items()}, unfinished)
+    # Into an open file: given a name, torch says of a full disk only that it could not write.
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        torch.save({start + name: tensor.contiguous() for name, tensor in ordered.items()}, file)
 
 
 def bare_names(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:

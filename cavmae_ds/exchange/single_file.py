@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cavmae_ds.config import ModelConfig
+from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.exchange.files import unreadable, written_whole
+from cavmae_ds.exchange.files import unreadable
 from cavmae_ds.exchange.official import bare_names
 from cavmae_ds.exchange.weights import Weights, in_official_order, kind_of, recognise
 

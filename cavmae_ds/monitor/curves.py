@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from cavmae_ds.durable import written_whole
+from cavmae_ds.errors import ConfigError
+from cavmae_ds.messages import for_display, without_secrets
 from cavmae_ds.monitor.log import LOG, LogWriter
 
 METRICS = (
@@ -50,12 +54,20 @@ OVERVIEW = {
 """Charts of TensorBoard's custom scalars: what belongs together drawn together. Tags are regular expressions."""
 
 
+CONFIG = "config.yaml"
+
+
 class Curves:
-    """Writes what it is given at once. A full disk costs points, never the run: it is said once, then tried again."""
+    """Writes what it is given at once.
+
+    A disk that is full or read-only costs points, never the run: one line when it begins, one when it is over. A run
+    folder that is deleted is made again, with its config.yaml; earlier points are lost.
+    """
 
     def __init__(self, run_dir: Path, step: int):
         """Points after `step` belong to a process that was killed: the resumed run draws them again."""
-        self._folder, self._step = run_dir / "tensorboard", step
+        self._run_dir, self._folder, self._step = run_dir, run_dir / "tensorboard", step
+        self._config = (run_dir / CONFIG).read_bytes() if (run_dir / CONFIG).is_file() else b""
         self._writer: SummaryWriter | None = SummaryWriter(str(self._folder), purge_step=step + 1)
         self._log = LogWriter(run_dir / LOG)
         self._failing = False
@@ -82,7 +94,7 @@ class Curves:
 
         def add(writer: SummaryWriter) -> None:
             for tag, text in texts.items():
-                writer.add_text(tag, text, self._step)
+                writer.add_text(tag, without_secrets(text), self._step)
             writer.add_custom_scalars(OVERVIEW)
             # Not add_hparams: it opens a folder of its own, and the run would be listed twice.
             for summary in hparams(dict(hyperparameters), dict.fromkeys(METRICS, 0.0))[:2]:
@@ -101,19 +113,42 @@ class Curves:
 
     def _keep(self, drawn: Callable[[SummaryWriter], None] | None, logged: Callable[[], None] | None = None) -> None:
         try:
+            if self._log.is_gone():
+                self._make_folder_again()
             if logged:
                 logged()
             if drawn:
-                if shutil.disk_usage(self._folder).free < ROOM:
-                    raise OSError(f"less than {ROOM >> 20} MiB are free in {self._folder}")
+                self._check_folder()
                 if self._writer is None:
                     self._writer = SummaryWriter(str(self._folder))
                 drawn(self._writer)
                 self._writer.flush()
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             if not self._failing:
-                tqdm.write(f"curves cannot be written and have a gap: {error}")
+                tqdm.write(for_display(f"curves cannot be written and have a gap: {error}"))
             # Its thread has ended with the error; a new one begins a file of its own.
             self._writer, self._failing = None, True
         else:
+            if self._failing:
+                tqdm.write("curves are written again")
             self._failing = False
+
+    def _make_folder_again(self) -> None:
+        """Raises OSError or ConfigError where that is not possible yet."""
+        log = LogWriter(self._run_dir / LOG)
+        self._log.close()
+        self._log, self._writer = log, None
+        if self._config:
+            with written_whole(self._run_dir / CONFIG) as unfinished:
+                unfinished.write_bytes(self._config)
+        tqdm.write(
+            for_display(f"{self._run_dir} was deleted: log.jsonl and config.yaml begin again, earlier curves are lost")
+        )
+
+    def _check_folder(self) -> None:
+        """Raises OSError here for what would end TensorBoard's writer in its own thread, with a traceback each time."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=self._folder):  # a read-only file system
+            pass
+        if shutil.disk_usage(self._folder).free < ROOM:
+            raise OSError(f"less than {ROOM >> 20} MiB are free in {self._folder}")

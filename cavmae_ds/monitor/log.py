@@ -19,6 +19,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from cavmae_ds.errors import DataError
+from cavmae_ds.messages import values_without_secrets
 
 LOG = "log.jsonl"
 BEGINNINGS = ("start", "resume")
@@ -31,12 +32,14 @@ class LogWriter:
     def __init__(self, path: Path):
         """Opens the file, or makes it; what a killed process left of its last line is cut off."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._file, _end_of_last_line(self._file))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line. Raises OSError, and leaves none, when the disk is full."""
-        line = json.dumps({"time": round(time.time(), 3), "step": step} | {k: _finite(v) for k, v in values.items()})
+        shown = {key: _finite(value) for key, value in values_without_secrets(values).items()}
+        line = json.dumps({"time": round(time.time(), 3), "step": step} | shown)
         content, whole = (line + "\n").encode(), os.fstat(self._file).st_size
         try:
             if os.write(self._file, content) < len(content):  # what fitted on the disk
@@ -44,6 +47,13 @@ class LogWriter:
         except OSError:
             os.ftruncate(self._file, whole)
             raise
+
+    def is_gone(self) -> bool:
+        """Whether the file was deleted or replaced: then nobody would see what is written."""
+        try:
+            return not os.path.samestat(os.fstat(self._file), self._path.stat())
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Nothing is left to flush: every line went to the system at once."""

@@ -21,6 +21,7 @@ from cavmae_ds.data.schema import Damage
 from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks, start_gather
 from cavmae_ds.evaluate.pictures import draw_reconstructions, drawable, figure_pixels
 from cavmae_ds.losses import ClassificationLosses, PretrainLosses
+from cavmae_ds.messages import for_display
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
@@ -115,7 +116,7 @@ class Monitor:
             self._terms += torch.stack([term.double() for term in done.losses])
             self._taken += 1
         for line in self._bad.note(done.bad):
-            tqdm.write(f"bad clip: {line}")
+            tqdm.write(for_display(f"bad clip: {line}"))
         self._progress.update()
         if step % self._cfg.monitor.log_every == 0 or step == self._numbers.total_steps:
             self._write_point(step, float(done.grad_norm))
@@ -209,7 +210,7 @@ class Monitor:
         if slow:
             self.event(step, "slow rank", line=slow)
             if self._curves:
-                tqdm.write(slow)
+                tqdm.write(for_display(slow))
         if any_bad:
             for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
                 self.event(step, "bad clip", line=line)

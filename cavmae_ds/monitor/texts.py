@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.config.on_resume import OnResume, settings, values_by_key
 from cavmae_ds.distributed import World
+from cavmae_ds.messages import without_secrets
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming", "timm", "numpy", "av", "tensorboard")
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
@@ -29,9 +29,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NOT_LISTED = (OnResume.LOCATION, OnResume.START, OnResume.FREE)
 """Kinds of settings that do not decide what is learnt from the clips."""
 ALWAYS_LISTED = {"optim.learning_rate", "train.global_batch"}
-
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET = re.compile(r"(?i)([\w-]*(?:secret|token|password|passwd|access_key|credential)[\w-]*[=:]\s*)[^\s'\"]+")
 
 
 class Machine(NamedTuple):
@@ -94,11 +91,6 @@ def hyperparameters(cfg: CommonConfig) -> dict[str, float | str]:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)  # TensorBoard shows 0.0000
             values[key] = value if number else str(value)
     return values
-
-
-def without_secrets(text: str) -> str:
-    """Passwords in addresses and values of what is called a secret, token or key are left out."""
-    return _SECRET.sub(r"\1***", _PASSWORD.sub("***@", text))
 
 
 def as_code(text: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from cavmae_ds.terminal import DisplayConsole, echo
 
 RUN = typer.Argument(help="Run file: YAML with the differences from the defaults.")
 OVERRIDES = typer.Argument(help="section.key=value, as many as you like.")
@@ -63,9 +64,9 @@ def plan(
     notes += check_fit(planner, recommended)
     found = document(planner, recommended, steps, notes)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        echo(json.dumps(found, indent=1))
         return
-    console = Console(highlight=False)
+    console = DisplayConsole(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a file has no edge to wrap at
     for part in tables(found):

@@ -12,6 +12,8 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
+from cavmae_ds.messages import for_display
+
 _ORDERLY_SECONDS = 5.0
 _WORKER_SECONDS = 1.0
 _leaving = threading.Lock()
@@ -61,7 +63,7 @@ class PeerLost(Leaving):
 def say(sentence: str) -> None:
     """Write a line to stderr from any thread; a reader that is gone is no reason to fail."""
     with suppress(OSError):
-        os.write(2, f"\n{sentence}\n".encode())  # the progress line may stand there, unfinished
+        os.write(2, f"\n{for_display(sentence)}\n".encode())  # the progress line may stand there, unfinished
 
 
 def leaving() -> bool:
@@ -79,7 +81,7 @@ def leave(code: int) -> NoReturn:
     if not _leaving.acquire(blocking=False):
         threading.Event().wait()  # another thread is at it
     _within(_ORDERLY_SECONDS, _clear_away)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before the start
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -112,7 +112,7 @@ def test_mistakes_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         (["inspect", str(tmp_path / "empty")], "holds no checkpoint; give a run folder"),
-        (["inspect", "gs://bucket/run"], "gs://bucket/run is not supported; give a folder or s3://bucket/prefix"),
+        (["inspect", "gs://bucket/run"], "gs://bucket/run is not supported; give a local folder or s3://bucket/prefix"),
     ):
         done = fork_cavmae("checkpoint", *words)
         assert done.returncode == 2 and said in done.stderr

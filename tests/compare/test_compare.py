@@ -130,7 +130,7 @@ def test_runs_with_the_same_settings_are_said_to_be_alike_and_one_without_points
         (["a", "b", "--tags", "loss/totl"], ["'loss/totl'", "loss/total"]),
         (["a", "b", "--by", "weeks"], ["steps, clips, time", "'weeks'"]),
         (["a", "b", "--out", "c.pdf"], [".png", "'c.pdf'"]),
-        (["a", "b", "--out", "a/config.yaml/c.png"], ["--out", "cannot be written"]),
+        (["a", "b", "--out", "a/config.yaml/c.png"], ["cannot write", "config.yaml/c.png"]),
         (["mute", "mute"], ["has drawn a loss"]),
         (["a", "alien"], ["'alien/config.yaml'", "train.global_batch"]),
     ],

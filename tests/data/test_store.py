@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from streaming import StreamingDataset
 
+from cavmae_ds.checkpoint.bucket import open_bucket
+from cavmae_ds.config import DataConfig
+from cavmae_ds.data.download import ShardStream
 from cavmae_ds.data.prepare import prepare
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.settings import PrepareSettings
 from cavmae_ds.data.store import open_store
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import ConfigError, DataError
 from tests.data.media_files import numbered_video
 
 PART_FILES = ("shard.00000.mds", "index.json", "part.json")
@@ -58,11 +61,37 @@ def test_an_address_of_another_kind_is_refused():
         open_store("gs://bucket/x")
 
 
+def test_an_endpoint_with_a_password_is_used_without_it(s3_bucket, s3_server, monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.endpoint.replace("://", "://user:hunter2@"))
+    store = open_store(f"s3://{s3_bucket}/x")
+    store.put_bytes("a", b"content")
+    assert store.get_bytes("a") == b"content" and "hunter2" not in store._client.meta.endpoint_url
+
+
+def test_credentials_in_an_address_are_refused_before_they_are_written_down():
+    with pytest.raises(DataError, match="credentials by the environment"):
+        open_store("s3://me:hunter2@bucket/x")
+
+
+def test_a_prefix_is_taken_literally_by_all_that_reads_and_writes(s3_bucket, s3_server, tmp_path):
+    prefix = "a#b?c=d%20e%23+f&g"
+    address = f"s3://{s3_bucket}/{prefix}"
+    open_store(address).put_bytes("index.json", b"index")
+    (tmp_path / "file").write_bytes(b"file")
+    open_bucket(f"{address}/checkpoints").put(3, tmp_path / "file")
+    ShardStream(address, DataConfig(cache=tmp_path))._download_once("index.json", tmp_path / "fetched")
+
+    listed = s3_server.client().list_objects_v2(Bucket=s3_bucket)["Contents"]
+    assert {entry["Key"] for entry in listed} == {f"{prefix}/index.json", f"{prefix}/checkpoints/step-00000003/file"}
+    assert (tmp_path / "fetched").read_bytes() == open_store(address).get_bytes("index.json") == b"index"
+    assert open_store(address).names("") == ["checkpoints/step-00000003/file", "index.json"]
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
     with (
-        pytest.raises(DataError, match="cannot be written"),
+        pytest.raises(ConfigError, match=r"cannot write .*Not a directory"),
         open_store(tmp_path / "file" / "out").building(),
     ):
         pass
