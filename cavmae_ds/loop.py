@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from cavmae_ds.checkpoint.locking import locked_run
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
@@ -114,6 +115,7 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
     """
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
+        closing.enter_context(locked_run(cfg, world, watch))  # before anything is written
         agreement = Agreement()
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         means = running_means(cfg, numbers.steps_per_epoch, engine, world)
