@@ -115,11 +115,11 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
     """
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
-        closing.enter_context(locked_run(cfg, world, watch))  # before anything is written
+        lease = closing.enter_context(locked_run(cfg, world, watch))  # before anything is written
         agreement = Agreement()
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         means = running_means(cfg, numbers.steps_per_epoch, engine, world)
-        checkpoints = Checkpoints(cfg, numbers, world, engine, means)
+        checkpoints = Checkpoints(cfg, numbers, world, engine, means, lease)
         closing.callback(checkpoints.close)  # after an error only when the others have been told of it
         start = checkpoints.resume()
         if world.is_first:

@@ -88,6 +88,7 @@ class Observation:
     def __init__(self, setting: str, address: str, renew_s: float = RENEW_S):
         """setting: the key of the run file that names the address. renew_s: what the holder renews its record after."""
         self._setting, self._address, self._window_s = setting, address, WINDOW * renew_s
+        self._local_s = renew_s / 5
         self._first: Holder | None = None
         self._since = 0.0
 
@@ -95,13 +96,14 @@ class Observation:
         """Whether the record just read is of no process, or of one that is dead. Raises RunInUse if it lives."""
         if holder is None or holder.is_dead:
             return True
-        if holder.is_local:
-            raise self.in_use(holder)
         if self._first is None or holder.id != self._first.id:
             self._first, self._since = holder, time.monotonic()
-        if holder.renewals != self._first.renewals:
+        watched_s = time.monotonic() - self._since
+        # One of this host that was just killed may not be ending yet.
+        lives = watched_s > self._local_s if holder.is_local else holder.renewals != self._first.renewals
+        if lives:
             raise self.in_use(holder)
-        return time.monotonic() - self._since > self._window_s
+        return not holder.is_local and watched_s > self._window_s
 
     def restart(self) -> None:
         """A reading failed: the holder may have been unable to renew its record just then."""

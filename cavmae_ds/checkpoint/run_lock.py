@@ -73,15 +73,11 @@ class RunLock:
         while not (locked := self._try()):
             waited_s = time.monotonic() - began
             holder = Holder.parse(self._path.read_bytes())  # opened anew: NFS shows then what other hosts wrote
-            try:
-                free = self._observation.is_free(holder)
-                if free and (locked is None or (holder and waited_s > self._renew_s)):
-                    break
-                if holder is None and waited_s > self._renew_s:
-                    raise self._observation.in_use(None)
-            except RunInUse:
-                if not (holder and holder.is_local) or waited_s > self._renew_s / 5:
-                    raise
+            free = self._observation.is_free(holder)
+            if free and (locked is None or (holder and waited_s > self._renew_s)):
+                break
+            if holder is None and waited_s > self._renew_s:
+                raise self._observation.in_use(None)
             time.sleep(_TRY_S)
         self._write(self._me)
         if not locked:  # of two that come here at the same moment the later one has it
