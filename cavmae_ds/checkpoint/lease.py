@@ -24,8 +24,9 @@ from cavmae_ds.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_REFUSED = (409, 412)  # HTTP: another write came first, the object is another version
-_UNKNOWN = 501
+# HTTP status of a conditional write.
+_REFUSED = (404, 409, 412)  # the object is gone, is being written by another process, is another version
+_UNSUPPORTED = (400, 501)
 _LOOKS = 5.0  # at the object of another holder, within the time of a renewal
 
 
@@ -141,7 +142,7 @@ class _LockObject(S3Store):
         try:
             return self._write(holder, condition)
         except DataError as error:
-            if (status := _status(error)) == _UNKNOWN:
+            if (status := _status(error)) in _UNSUPPORTED:
                 return self._write(holder, {})
             if status in _REFUSED:
                 return ""

@@ -16,8 +16,11 @@ import pytest
 from cavmae_ds.checkpoint import holder
 from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.holder import WINDOW, Holder, RunInUse
-from cavmae_ds.checkpoint.lease import Lease
+from cavmae_ds.checkpoint.lease import Lease, _LockObject
 from cavmae_ds.checkpoint.run_lock import LOCK
+from cavmae_ds.data import store
+from cavmae_ds.data.store import s3_client
+from cavmae_ds.errors import DataError
 from tests.s3_server import RestartableServer
 
 RENEW_S = 0.5
@@ -47,6 +50,7 @@ def process_with_lease(address: str, machine: str = "another") -> Iterator[tuple
     answers, theirs = FORK.Pipe()
     process = FORK.Process(target=hold, args=(address, machine, theirs))
     process.start()
+    theirs.close()
     assert answers.recv() == "held"
     try:
         yield process, answers
@@ -94,6 +98,37 @@ def test_a_process_of_this_host_is_known_dead_or_alive_at_once(address):
     mine.confirm()
     assert time.monotonic() - began < WINDOW * RENEW_S
     mine.close()
+
+
+def test_of_two_writes_of_one_version_the_first_counts(s3_bucket):
+    lock, me, other = _LockObject(s3_bucket, "run"), Holder.me(), Holder.me()
+    first = lock.write(me, "")
+    assert first and not lock.write(other, "")
+    second = lock.write(me.renewed(), first)
+    assert second and not lock.write(other, first)
+    with pytest.raises(DataError):
+        lock.remove(first)
+    assert lock.read() == (me.renewed(), second)
+
+
+def test_a_server_that_ignores_conditions_is_asked_again(address, monkeypatch):
+    def without_conditions(**settings):
+        client = s3_client(**settings)
+        client.meta.events.register("before-sign.s3.PutObject", strip)
+        return client
+
+    def strip(request, **_):
+        for name in ("If-Match", "If-None-Match"):
+            del request.headers[name]
+
+    monkeypatch.setattr(store, "s3_client", without_conditions)
+    other = _LockObject(open_bucket(address).bucket, "other")
+    assert other.write(Holder.me(), "") and other.write(Holder.me(), "")  # as such a server does
+    with process_with_lease(address, holder._machine()) as (process, _):
+        mine = lease(address)
+        with pytest.raises(RunInUse, match=f"process {process.pid} on host"):
+            mine.confirm()
+        mine.close()
 
 
 def test_nothing_is_changed_by_a_run_whose_lease_is_anothers(address, tmp_path):

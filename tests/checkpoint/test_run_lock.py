@@ -51,6 +51,7 @@ def process_with_lock(run_dir: Path, machine: str = "") -> Iterator[tuple[BasePr
     answers, theirs = FORK.Pipe()
     process = FORK.Process(target=hold, args=(run_dir, machine, theirs))
     process.start()
+    theirs.close()
     worker = answers.recv()
     try:
         yield process, answers
