@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from cavmae_ds.checkpoint.locking import locked_run
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
@@ -122,11 +123,12 @@ def open_run(cfg: CommonConfig, numbers: CommonNumbers, make: Make) -> Iterator[
     check_open_files(numbers.ranks, cfg.data.workers)
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
+        lease = closing.enter_context(locked_run(cfg, world, watch))  # before anything is written
         agreement = Agreement()
         refuse_together(partial(check_host, cfg, world), world)
         engine = build_engine(cfg, numbers, build_model(cfg, numbers, world), world)
         means = running_means(cfg, numbers.steps_per_epoch, engine, world)
-        checkpoints = Checkpoints(cfg, numbers, world, engine, means)
+        checkpoints = Checkpoints(cfg, numbers, world, engine, means, lease)
         closing.callback(checkpoints.close)  # after an error only when the others have been told of it
         start = checkpoints.resume()
         if world.is_first:

@@ -1,8 +1,9 @@
 """Forks processes from one that has imported everything; tests/launcher.py starts it and talks to it.
 
 Requests come through stdin, one JSON object a line: a list of processes, each with its "arguments" (first the script),
-"environment", "folder", and the files for its "stdout" and "stderr". Each is answered with two lines: {"pids": [...]}
-at once, and {"returncode": ...} when all have ended. It ends with its stdin, and what it has forked with it.
+"environment", "folder", the files for its "stdout" and "stderr", and perhaps the number of its "run": the failure of a
+process ends those of its run. Each is answered with two lines: {"pids": [...]} at once, and {"returncodes": [...]}, one
+of each run, when all have ended. It ends with its stdin, and what it has forked with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def serve() -> dict[str, Any] | None:
     import_everything()
     while line := sys.stdin.readline():
         assert len(list(Path("/proc/self/task").iterdir())) == 1, "only a process of one thread may be forked"
-        pids: list[int] = []
+        runs: dict[int, int] = {}
         for process in json.loads(line):
             pid = os.fork()
             if not pid:
@@ -59,13 +61,13 @@ def serve() -> dict[str, Any] | None:
                 become(process)
                 return process
             os.setpgid(pid, pid)  # here and in the forked one, whoever is first
-            pids.append(pid)
-        print(json.dumps({"pids": pids}), file=answers, flush=True)
+            runs[pid] = process.get("run", 0)
+        print(json.dumps({"pids": list(runs)}), file=answers, flush=True)
         try:
-            returncode = wait(pids)
+            returncodes = wait(runs)
         finally:
-            signal_all(pids, signal.SIGKILL)
-        print(json.dumps({"returncode": returncode}), file=answers, flush=True)
+            signal_all(runs, signal.SIGKILL)
+        print(json.dumps({"returncodes": returncodes}), file=answers, flush=True)
     return None
 
 
@@ -86,26 +88,28 @@ def become(process: dict[str, Any]) -> None:
     torch.seed()
 
 
-def wait(pids: list[int]) -> int:
-    """Until all have ended: 0, or what the first one to fail left with; the others are then ended."""
-    alive, returncode, ends = set(pids), 0, []
+def wait(runs: dict[int, int]) -> list[int]:
+    """Until all have ended: of each run 0, or what the first one to fail left with; its others are then ended."""
+    alive, returncodes, ends = set(runs), dict.fromkeys(sorted(set(runs.values())), 0), []
     while alive:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             alive.discard(pid)
-            code = os.waitstatus_to_exitcode(status)
-            if code and not returncode:
-                returncode, now = code % 256, time.monotonic()
-                ends = [(now + GRACE_S, signal.SIGTERM), (now + GRACE_S + END_S, signal.SIGKILL)]
+            code, run = os.waitstatus_to_exitcode(status), runs[pid]
+            if code and not returncodes[run]:
+                returncodes[run], now = code % 256, time.monotonic()
+                ends += [(now + GRACE_S, run, signal.SIGTERM), (now + GRACE_S + END_S, run, signal.SIGKILL)]
+                ends.sort()
             continue
         if ends and time.monotonic() > ends[0][0]:
-            signal_all(alive, ends.pop(0)[1])
+            _, run, number = ends.pop(0)
+            signal_all({pid for pid in alive if runs[pid] == run}, number)
         if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks while something runs: whoever would is gone
             sys.exit(1)
-    return returncode
+    return list(returncodes.values())
 
 
-def signal_all(pids: list[int] | set[int], number: int) -> None:
+def signal_all(pids: Iterable[int], number: int) -> None:
     """To forked processes and to the workers they have started."""
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,8 @@ class Forked:
         for left_behind in list(_running):  # by a test that failed before it waited
             left_behind.end()
         self._processes = processes
+        self.returncodes: list[int] = []
+        """Of each run, when all have ended."""
         self.pids: list[int] = _ask(processes)["pids"]
         _running.append(self)
 
@@ -116,9 +119,9 @@ class Forked:
         self._ended()
 
     def _ended(self) -> int:
-        returncode = _answer()["returncode"]
+        self.returncodes = _answer()["returncodes"]
         _running.remove(self)
-        return returncode
+        return next((code for code in self.returncodes if code), 0)
 
 
 _running: list[Forked] = []  # at most one: the server takes the next request when all of the last have ended
@@ -126,18 +129,26 @@ _running: list[Forked] = []  # at most one: the server takes the next request wh
 
 def start_ranks(ranks: int, script: Path, *arguments: str, scratch: Path, cwd: Path = CHECKOUT) -> Forked:
     """Fork ranks that run the script as the launcher's would."""
-    output = _empty_file()
-    told = environment(scratch) | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(ranks),
-        "CROSS_RANK": "0",
-        "CROSS_SIZE": "1",
-        "LOCAL_SIZE": str(ranks),
-    }
-    return Forked(
-        [
+    return start_runs([ranks], script, *arguments, scratch=scratch, cwd=cwd)
+
+
+def start_runs(
+    ranks_of_runs: Sequence[int], script: Path, *arguments: str, scratch: Path, cwd: Path = CHECKOUT
+) -> Forked:
+    """Fork the ranks of several runs at the same moment; they write to one file."""
+    output, processes = _empty_file(), []
+    for run, ranks in enumerate(ranks_of_runs):
+        told = environment(scratch) | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "WORLD_SIZE": str(ranks),
+            "CROSS_RANK": "0",
+            "CROSS_SIZE": "1",
+            "LOCAL_SIZE": str(ranks),
+        }
+        processes += [
             {
+                "run": run,
                 "arguments": [str(script), f"--local_rank={rank}", *arguments],
                 "environment": told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 "folder": str(cwd),
@@ -146,7 +157,7 @@ def start_ranks(ranks: int, script: Path, *arguments: str, scratch: Path, cwd: P
             }
             for rank in range(ranks)
         ]
-    )
+    return Forked(processes)
 
 
 def fork_ranks(

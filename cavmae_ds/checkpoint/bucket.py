@@ -48,6 +48,9 @@ Result = TypeVar("Result")
 class Bucket(S3Store):
     """The checkpoints below one prefix. All methods raise DataError; endpoint and credentials as for data."""
 
+    before_change: Callable[[], object] = staticmethod(lambda: None)
+    """Called before each change; it may wait, or raise a UserError. In a run it is Lease.confirm, on the first rank."""
+
     def steps(self) -> list[int]:
         """Whole checkpoints, in order."""
         return [step for step, files in self._files().items() if MANIFEST in files]
@@ -91,12 +94,14 @@ class Bucket(S3Store):
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
         )
         name = f"{step_name(step)}/{path.name}"
+        self.before_change()
         with self._plain_errors(name):
             self._client.upload_file(str(path), self.bucket, self._key(name), Config=parts)
 
     def publish(self, manifest: Manifest) -> None:
         """Make a checkpoint of the files that were put."""
         self.verify_sizes(manifest)
+        self.before_change()
         self.put_bytes(f"{step_name(manifest.step)}/{MANIFEST}", manifest_bytes(manifest))
 
     def verify_sizes(self, manifest: Manifest) -> None:
@@ -132,12 +137,14 @@ class Bucket(S3Store):
     def withdraw(self, step: int) -> None:
         """Make it no checkpoint any more; its files stay."""
         name = f"{step_name(step)}/{MANIFEST}"
+        self.before_change()
         with self._plain_errors(name):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def set_aside(self, step: int) -> str:
         """Take a damaged checkpoint out of the count, its files left to be looked at; what its manifest is called."""
         name = f"{step_name(step)}/{MANIFEST}"
+        self.before_change()
         self.put_bytes(name + DAMAGED, self.get_bytes(name))
         self.withdraw(step)
         return f"{self.url}/{name}{DAMAGED}"

@@ -116,7 +116,8 @@ def prune(
 ) -> None:
     """Remove old checkpoints of a run, as checkpoint.keep_last and checkpoint.keep_every do while it trains.
 
-    What was set aside as damaged stays: remove it by hand when it is of no more use.
+    What was set aside as damaged stays: remove it by hand when it is of no more use. The run may be training: this
+    makes room on a disk that is full. The newest checkpoint, which a run reads or uploads, stays.
 
     \b
     Example:

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -250,14 +251,15 @@ def commit(folder: Path, manifest: Manifest) -> None:
 
 
 def remove_partials(root: Path) -> None:
-    """Remove what killed processes were writing, fetching or removing. Nobody may be at it."""
+    """Remove what killed processes were writing, fetching or removing; only for the run that holds the lock."""
     for folder in root.glob(f"step-*{PARTIAL}"):
         shutil.rmtree(folder, ignore_errors=True)  # on NFS a file that is still open leaves another one
 
 
 def remove(folder: Path) -> None:
     """Rename first: a kill in the middle of deleting must not leave half a checkpoint under a whole one's name."""
-    shutil.rmtree(_renamed(folder, PARTIAL))
+    with suppress(FileNotFoundError):  # a run and `cavmae checkpoint prune` may remove the same one
+        shutil.rmtree(_renamed(folder, PARTIAL))
 
 
 def set_aside(folder: Path) -> Path:

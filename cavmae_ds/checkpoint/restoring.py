@@ -119,13 +119,13 @@ def _open(
     fits(manifest, place.address)
     if bucket := place.bucket:
         told_by_first_rank(world, lambda: bucket.verify_sizes(manifest))
-        return manifest, _on_each_rank(lambda: find(manifest, _Fetching(place, manifest)))
-    _on_each_rank(lambda: _verify_share(place.folder, manifest, world))
-    return manifest, _on_each_rank(lambda: find(manifest, place.folder.joinpath))
+        return manifest, on_each_rank(lambda: find(manifest, _Fetching(place, manifest)))
+    on_each_rank(lambda: _verify_share(place.folder, manifest, world))
+    return manifest, on_each_rank(lambda: find(manifest, place.folder.joinpath))
 
 
-def _on_each_rank(work: Callable[[], Found]) -> Found:
-    """Raises what the first rank met that met anything, on all ranks."""
+def on_each_rank(work: Callable[[], Found]) -> Found:
+    """What this rank finds; all ranks call it. Raises what the first rank met that met anything, on all ranks."""
     found: list[Found] = []
     problem = None
     try:

@@ -12,6 +12,7 @@ from cavmae_ds.checkpoint.disk import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.engine_state import EngineState
 from cavmae_ds.checkpoint.folder import DamagedCheckpoint, Manifest, checkpoint_root
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
+from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.restoring import newest_first, restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.rewinds import Rewinds
@@ -33,9 +34,15 @@ class Checkpoints:
     """Saves and resumes one engine: resume() first. All ranks call the same methods in the same order."""
 
     def __init__(
-        self, cfg: CommonConfig, numbers: CommonNumbers, world: World, engine: Any, means: Sequence[RunningMean]
+        self,
+        cfg: CommonConfig,
+        numbers: CommonNumbers,
+        world: World,
+        engine: Any,
+        means: Sequence[RunningMean],
+        lease: Lease | None = None,
     ):
-        """engine: freshly built; means: running means of its weights.
+        """engine: freshly built; means: running means of its weights; lease: what changes of the bucket wait for.
 
         Raises CheckpointError if hosts do not share the run folder, and there is no bucket either, or if the run's
         rewinds cannot be read.
@@ -47,6 +54,8 @@ class Checkpoints:
         self._disk = find_disk(checkpoint_root(cfg.run_dir), world)
         address = cfg.checkpoint.address
         self._bucket = open_bucket(address) if address else None
+        if self._bucket and lease:
+            self._bucket.before_change = lease.confirm
         if not (self._disk.shared or self._bucket):
             raise CheckpointError(
                 f"the {world.hosts} hosts do not see the same run_dir {str(cfg.run_dir)!r}, and a checkpoint needs the "

@@ -191,13 +191,13 @@ def s3_client(*, connect_timeout_s: float, answer_timeout_s: float, attempts: in
 class S3Store:
     """A prefix in a bucket. The bucket must be there; it is asked for at once, so mistakes show early."""
 
-    def __init__(self, bucket: str, prefix: str, answer_timeout_s: float = 60.0) -> None:
+    def __init__(self, bucket: str, prefix: str, answer_timeout_s: float = 60.0, attempts: int = 4) -> None:
         from botocore.exceptions import BotoCoreError
 
         self.bucket, self.prefix = bucket, prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         try:
-            self._client = s3_client(connect_timeout_s=5, answer_timeout_s=answer_timeout_s, attempts=4)
+            self._client = s3_client(connect_timeout_s=5, answer_timeout_s=answer_timeout_s, attempts=attempts)
         except (BotoCoreError, ValueError) as error:
             raise DataError(f"{self.url} cannot be reached: {error}") from error
         with self._plain_errors():

@@ -95,6 +95,12 @@ class Watch:
         self._tell(Verdict(sentence=f"{self._me} stopped: {sentence}", code=code))
         self._linger()
 
+    def end_all(self, sentence: str, code: ExitCode) -> None:
+        """End all ranks, this one too, for a reason that a thread has found."""
+        say(f"rank {self._rank}: {sentence}")
+        self.farewell(sentence, code)
+        self._end(code)
+
     def lost(self, error: BaseException) -> PeerLost:
         """What to raise in place of an error that says no more than that some connection is gone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ import pytest
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from cavmae_ds.checkpoint.bucket import Bucket, open_bucket
 from cavmae_ds.checkpoint.folder import partial
+from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.checkpoint.run_lock import LOCK
 from tests.checkpoint.test_saving import RANK_0, RANK_1, WORKER, both, two_ranks
 from tests.launcher import PRETRAIN, fork_ranks, start_ranks
 from tests.s3_server import RestartableServer
@@ -157,11 +160,23 @@ monitor: {{log_every: 1, pictures_every: 0}}
 """
 
 
-def test_a_run_saves_by_the_clock_and_another_machine_has_the_end_of_it(address, tiny_shards, tmp_path, s3_server):
+def test_a_run_has_its_bucket_alone_saves_by_the_clock_and_another_machine_has_the_end_of_it(
+    address, tiny_shards, tmp_path, s3_server
+):
     run_file = tmp_path / "run.yaml"
     run_file.write_text(RUN.format(shards=tiny_shards, address=address))
+    other = Lease(open_bucket(address), lambda error: None)
+    other.confirm()
+    finished = fork_ranks(2, PRETRAIN, str(run_file), f"run_dir={tmp_path / 'refused'}", scratch=tmp_path)
+    assert finished.returncode == 2 and "Traceback" not in finished.stdout, finished.stdout
+    assert f"rank 0: checkpoint.address '{address}' is in use by process {os.getpid()} on host" in finished.stdout
+    assert open_bucket(address).names("") == [LOCK]
+    other.close()
+
     finished = fork_ranks(2, PRETRAIN, str(run_file), f"run_dir={tmp_path / 'here'}", scratch=tmp_path)
+
     assert finished.returncode == 0, finished.stdout
+    assert not open_bucket(address).exists(LOCK)
     steps = [int(folder.name[5:]) for folder in whole_checkpoints(tmp_path / "here")]
     assert len(steps) > 1 and steps[-1] == 12  # checkpoint.every_steps is a thousand
     assert all(later - earlier > 1 for earlier, later in pairwise(steps[:-1]))

@@ -1,0 +1,44 @@
+"""A run locks its run folder, and its address in a bucket, from before it reads a checkpoint to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from cavmae_ds.checkpoint.bucket import open_bucket
+from cavmae_ds.checkpoint.disk import find_disk
+from cavmae_ds.checkpoint.folder import checkpoint_root
+from cavmae_ds.checkpoint.holder import RunInUse
+from cavmae_ds.checkpoint.lease import Lease
+from cavmae_ds.checkpoint.restoring import on_each_rank
+from cavmae_ds.checkpoint.run_lock import RunLock
+from cavmae_ds.config import CommonConfig
+from cavmae_ds.distributed import World
+from cavmae_ds.survival.leaving import ExitCode
+from cavmae_ds.survival.watch import Watch
+
+
+@contextmanager
+def locked_run(cfg: CommonConfig, world: World, watch: Watch) -> Iterator[Lease | None]:
+    """Hold the lock of the run folder, on the disk of each host where they share none, and seek the bucket's lease.
+
+    All ranks call it; the first one gets the lease, if checkpoint.address is set. Raises CheckpointError, on all ranks,
+    if another process holds a lock, or if a folder or the bucket cannot be used. A thread ends the run with REFUSED if
+    another process holds the lease, or took over what this one held, because this one was stopped for long.
+    """
+
+    def lost(error: RunInUse) -> None:
+        watch.end_all(str(error), ExitCode.REFUSED)
+
+    def take() -> Lease | None:
+        if disk.leads:
+            held.callback(RunLock(cfg.run_dir, lost).close)
+        if not (world.is_first and cfg.checkpoint.address):
+            return None
+        lease = Lease(open_bucket(cfg.checkpoint.address), lost)
+        held.callback(lease.close)
+        return lease
+
+    disk = find_disk(checkpoint_root(cfg.run_dir), world)
+    with ExitStack() as held:
+        yield on_each_rank(take)
