@@ -64,7 +64,7 @@ MISTAKES = {
     ),
     "no data": (["data.train="], ["data.train"]),
     "checkpoints in a whole bucket": (["checkpoint.address=s3://mine"], ["s3://bucket/prefix", "got 's3://mine'"]),
-    "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "index.json"]),
+    "missing folder": (["data.train=nowhere/shards"], ["nowhere/shards", "no such folder"]),
     "unknown kind of address": (["data.train=ftp://host/shards"], ["ftp://host/shards", "s3://"]),
     "frames of another size": (["model.image_size=96"], ["64 pixels", "model.image_size", "96"]),
     "train and sources": (["data.sources=[{remote: a}]"], ["exactly one", "train", "sources"]),

@@ -150,7 +150,8 @@ def _assert_the_official_optimizer(cfg: CommonConfig) -> None:
 def test_every_row_of_the_page_is_checked_here_and_every_recipe_has_one():
     assert ROWS.keys() == PRETRAINING.keys() | FINETUNING.keys() | BEYOND.keys()
     used = {row.recipe for row in ROWS.values()}
-    assert used == set(RECIPES.rglob("*.yaml")) - {RECIPES / "quickstart.yaml"}
+    own = {RECIPES / "quickstart.yaml", RECIPES / "small.yaml"}  # of data that nobody has published figures of
+    assert used == set(RECIPES.rglob("*.yaml")) - own
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
