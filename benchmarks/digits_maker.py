@@ -40,8 +40,8 @@ TRAIN_WRITING = 1500
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECORDING = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
 ADVICE = (
-    "`git clone https://github.com/Jakobovski/free-spoken-digit-dataset`, then add --recordings "
-    "free-spoken-digit-dataset/recordings"
+    "`git clone --branch v1.0.10 https://github.com/Jakobovski/free-spoken-digit-dataset digits/fsdd`, then add "
+    "--recordings digits/fsdd"
 )
 
 
