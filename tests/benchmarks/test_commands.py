@@ -19,6 +19,8 @@ from tests.launcher import CHECKOUT, CPU
 
 SOURCES = sorted(CHECKOUT.glob("benchmarks/*.py"))
 BENCHMARKS = [path.stem for path in SOURCES if '__name__ == "__main__"' in path.read_text()]
+NEED = {("digits",): ("scipy", "digits"), ("loader", "--s3"): ("pytest", "test")}
+"""Arguments that need a library, and the extra that brings it."""
 RUN = """
 import contextlib, io, json, runpy, sys
 ended = []
@@ -42,7 +44,7 @@ def link_packages_without_extras(folder: Path) -> None:
     setup = configparser.ConfigParser()
     setup.read(CHECKOUT / "setup.cfg")
     hidden = set()
-    for line in "\n".join(setup["options.extras_require"].values()).split():
+    for line in filter(None, "\n".join(setup["options.extras_require"].values()).splitlines()):
         with suppress(PackageNotFoundError):
             hidden |= {file.parts[0] for file in distribution(Requirement(line).name).files or ()}
     assert {"scipy", "sklearn", "torchaudio", "pyarrow"} <= hidden
@@ -53,26 +55,28 @@ def link_packages_without_extras(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Code, stdout and stderr of each benchmark's --help, and of the digits without their libraries; one process."""
-    commands, packages = [*([name, "--help"] for name in BENCHMARKS), ["digits"]], tmp_path_factory.mktemp("packages")
+    """By command line: code, stdout and stderr of each --help, and of what needs an extra; all in one process."""
+    commands, packages = [*([name, "--help"] for name in BENCHMARKS), *NEED], tmp_path_factory.mktemp("packages")
     link_packages_without_extras(packages)
     done = subprocess.run(
         [sys.executable, "-S", "-c", RUN, json.dumps(commands)],
         cwd=CHECKOUT, env=os.environ | CPU | {"PYTHONPATH": str(packages)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return dict(zip([*BENCHMARKS, "digits without libraries"], json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip(map(" ".join, commands), json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_help_needs_no_extra(ended, name):
-    code, out, err = ended[name]
+    code, out, err = ended[f"{name} --help"]
     assert code == 0, (code, err)
     assert "usage" in out.lower() and "--help" in out
 
 
-def test_digits_without_their_libraries_name_the_extra_in_one_sentence(ended):
-    code, _, err = ended["digits without libraries"]
+@pytest.mark.parametrize("command", NEED)
+def test_what_needs_an_extra_names_it_in_one_sentence_before_it_measures(ended, command):
+    code, _, err = ended[" ".join(command)]
+    library, extra = NEED[command]
     assert code == 2
-    assert "scipy" in err and "pip install -c launch/constraints.txt -e '.[digits]'" in err
-    assert len(err.splitlines()) == 1
+    assert library in err.splitlines()[-1] and err.endswith(f"pip install -c launch/constraints.txt -e '.[{extra}]'\n")
+    assert "Traceback" not in err
