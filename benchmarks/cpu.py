@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +49,7 @@ def step() -> dict[str, Spent]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure a training step on a CPU, print, write benchmarks/results/cpu-DATE.json; some seconds."""
     torch.set_num_threads(1)
     table = Table("work", "way", "ms a clip", "ratio to the first", title="one thread, medians of rounds in turn")
     rows = []
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from benchmarks.digits_runs import CHECKOUT, MODEL, command
+from benchmarks.digits_maker import Ink, make_digits, read_recordings
+from benchmarks.digits_runs import MODEL
 from cavmae_ds.data.official import import_official
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.settings import BuildSettings
 from cavmae_ds.data.statistics import clip_sums
 
-MAKER = CHECKOUT / ".." / "shared" / "tools" / "make_digits.py"
 FACTORS = {"digit": range(10), "speaker": range(10, 16)}  # class ids, in the order of class_labels.csv
 DIGIT_IDS = "/d/"
 """What the official ids of the digits begin with."""
 FEW = 300
-Ink = Literal["speaker", "random"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,11 @@ class Digits:
     audio_std: float
 
 
-def prepare(folder: Path, ink: Ink, seed: int, limit: int, maker: Path) -> Digits:
-    """Make and import both splits; what is there stays. limit: at most so many clips a split, 0 for all."""
+def prepare(folder: Path, ink: Ink, seed: int, limit: int, recordings: Path | None) -> Digits:
+    """Make and import both splits; what is there stays. limit: at most this number of clips a split, 0 for all."""
     made, shards = folder / "made", folder / "shards"
     if not (made / "class_labels.csv").is_file():  # written last
-        options = {"size": MODEL["image_size"], "limit": limit, "ink": ink, "seed": seed}
-        command([sys.executable, maker, made, *(f"--{key}={value}" for key, value in options.items())])
+        make_digits(made, read_recordings(recordings), MODEL["image_size"], limit, ink, seed)
     _write_digits_alone(made)
     settings = BuildSettings(frame_size=MODEL["image_size"])
     for name in ("train", "test", "train-digit", "test-digit", "train-few"):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import hypergeom
 
 TRAIN_CLIPS = 2700
 CLASSES = {"speaker": 6, "digit": 10, "both": 60}
@@ -28,6 +27,8 @@ def floors(batch: int, clips: int = TRAIN_CLIPS) -> dict[str, float]:
     Clips that share a class with the query then look alike, so the best a model can do is to give each of them the
     same probability: the loss is the mean of ln(1 + others of the class in the batch).
     """
+    from scipy.stats import hypergeom
+
     others = np.arange(batch)
     found = {"nothing": math.log(batch)}
     for factor, classes in CLASSES.items():

@@ -71,7 +71,7 @@ def changed(sections: Sections, overrides: Mapping[str, Any]) -> Sections:
     sections = {name: dict(section) for name, section in sections.items()}
     for key, value in overrides.items():
         section, name = key.split(".")
-        sections[section][name] = value
+        sections.setdefault(section, {})[name] = value
     return sections
 
 

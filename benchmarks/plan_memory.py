@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+import typer
 from torch.profiler import ProfilerActivity, profile, record_function
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the launcher starts a file, not a module
@@ -233,14 +234,17 @@ def _print_activations() -> None:
                 print(f"| {size} | {precision} | {chunk} | {str(recompute).lower()} | {cells} |")  # noqa: T201
 
 
-def main() -> None:
-    """See the top of this file."""
-    if len(sys.argv) == 1:
+def main(
+    out: Annotated[Path | None, typer.Argument(help="On every rank: measure engines' states into this file.")] = None,
+    engines: Annotated[list[str] | None, typer.Argument(help="STAGE-PRECISION, as 2-bf16; all by default.")] = None,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # the deepspeed launcher adds it
+) -> None:
+    """Print bytes that training holds on a CPU beside those predicted: the activations' table of docs/scaling.md."""
+    if out is None:
         _print_activations()
     else:
-        out, *names = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-        _measure_engines(Path(out), names)
+        _measure_engines(out, engines or [])
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
 from cavmae_ds.config.load import load_config
 from cavmae_ds.plan.advice import recommend
 from cavmae_ds.plan.hardware import GPUS
@@ -49,6 +51,11 @@ def _cells(found: Prediction) -> str:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print what cavmae plan recommends for a few batches on a few machines, as markdown."""
     for row in rows():
-        print(row)  # noqa: T201
+        typer.echo(row)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -11,12 +11,12 @@ import torch
 
 from benchmarks import digits_runs
 from benchmarks.digits import STEPS_PER_MINUTE, main
-from benchmarks.digits_data import MAKER
 from benchmarks.digits_look import Clips, explained, probes, retrieval
 from benchmarks.digits_report import floors, tables
 from benchmarks.digits_runs import MODES
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.shards import read_manifest
+from tests.data.official_files import recordings
 from tests.launcher import fork_ranks
 
 
@@ -49,7 +49,6 @@ def test_features_that_tell_one_factor_are_found_to_tell_that_one():
     assert probes(clips, clips)["digit"] == {"audio": 1.0, "image": 1.0, "both": 1.0}
 
 
-@pytest.mark.skipif(not MAKER.is_file(), reason="the script that makes the digits is not here")
 def test_a_small_run_pretrains_finetunes_and_writes_results_figure_and_tables(tmp_path, monkeypatch, capfd):
     """The programs are forked instead of started, which is all that differs from the command."""
 
@@ -62,7 +61,7 @@ def test_a_small_run_pretrains_finetunes_and_writes_results_figure_and_tables(tm
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     folders = {name: tmp_path / name for name in ("out", "results", "figures")}
     small = ["model.embed_dim=16", "train.global_batch=8"]
-    main(limit=24, minutes=2 / STEPS_PER_MINUTE, epochs=1, ranks=1, setting=small, **folders)
+    main(recordings(), limit=24, minutes=2 / STEPS_PER_MINUTE, epochs=1, ranks=1, setting=small, **folders)
     (path,) = (tmp_path / "results").iterdir()
     document = json.loads(path.read_text())
     (run,) = document["runs"]

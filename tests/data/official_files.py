@@ -1,9 +1,7 @@
-"""Writes data files in the official layout, and reads them as the official loader does: neither knows our code."""
+"""Writes data files in the official layout, and reads them as the official loader does: neither knows our importer."""
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,22 @@ import pytest
 import soundfile
 from PIL import Image
 
-MAKE_DIGITS = Path(__file__).parents[2] / ".." / "shared" / "tools" / "make_digits.py"
+from benchmarks import digits_maker
+
+RECORDINGS = Path(__file__).parents[2] / ".." / "shared" / "data" / "fsdd.tar.xz"
 LABELS = 'index,mid,display_name\n0,/m/a,Dog\n1,/m/b,"Cat, small"\n2,/t/c,Rain\n'
+
+
+def recordings() -> Path:
+    """The recordings of spoken digits, or the test is skipped."""
+    if not RECORDINGS.is_file():
+        pytest.skip("the recordings of spoken digits (shared/data/fsdd.tar.xz) are not beside the checkout")
+    return RECORDINGS
 
 
 def make_digits(folder: Path, limit: int) -> Path:
     """Spoken and handwritten digits in two splits of at most `limit` clips, 64 pixels."""
-    if not MAKE_DIGITS.is_file():
-        pytest.skip("the script that makes the digits is not here")
-    command = [sys.executable, MAKE_DIGITS, folder, "--size", "64", "--limit", str(limit)]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    digits_maker.make_digits(folder, digits_maker.read_recordings(recordings()), 64, limit)
     return folder
 
 
