@@ -61,7 +61,7 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-@examples(400)
+@examples(200)
 @given(mutated_bytes(RUN.encode()) | mutated_bytes(PLAIN.encode()))
 def test_a_run_file(folder, content):
     path = written(folder / "run.yaml", content)
@@ -104,7 +104,7 @@ def test_a_hostfile(folder, content):
     works_or_is_refused(lambda: read_hostfile(path))
 
 
-@examples(250)
+@examples(200)
 @given(mutated_bytes(VIDEOS), st.sampled_from(["list.csv", "list.txt"]))
 def test_a_table_or_list_of_videos(folder, content, name):
     path = written(folder / name, content)

@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("fuzz") / "checkpoints", 120)
 
 
-@examples(300)
+@examples(200)
 @given(st.data(), st.sampled_from([True, False]))
 def test_a_pth_file(folder, data, zip_file):
     path = folder / "few.pth"
@@ -94,7 +94,7 @@ def test_names_and_shapes_of_no_model(state, data):
     works_or_is_refused(lambda: build(recognise(bare_names(tensors, "these"), "these", **HEADS)))
 
 
-@examples(250)
+@examples(200)
 @given(st.data())
 def test_a_safetensors_file(folder, state, data):
     """Its header is changed as JSON, or the file as bytes."""
@@ -127,7 +127,7 @@ def use(folder: Path) -> None:
     export_weights(folder, folder.parent / "out.safetensors")
 
 
-@examples(300)
+@examples(200)
 @given(st.data(), st.booleans())
 def test_a_manifest_of_a_checkpoint(checkpoint, data, resealed):
     path, content = checkpoint / MANIFEST, (checkpoint / MANIFEST).read_bytes()
