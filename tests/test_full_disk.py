@@ -41,7 +41,7 @@ def commands(tmp_path: Path, shards: Path) -> dict[str, list[object]]:
         "page.png": ["inspect", shards, "--clips", 1, "--out"],
         "f.npz": ["features", model, shards, "--workers", 1, "--out"],
         "f.safetensors": ["features", model, shards, "--workers", 1, "--out"],
-        "found.png": ["evaluate", model, "--data", shards, "--gallery"],
+        "found.html": ["evaluate", model, "--data", shards, "--gallery"],
         "drawn.png": ["inpaint", model, "--data", shards, "--clips", 1, "--out"],
         "e.safetensors": ["export", model, "--out"],
         "e.pth": ["export", model, "--out"],
