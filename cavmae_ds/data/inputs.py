@@ -186,7 +186,7 @@ def _check_encoding(table: Path, line: int, name: str, labels: str = "") -> None
     for text in (name, labels):
         if _readable(text) != text and not (text is name and os.path.lexists(table.parent / name)):
             got = text.encode("utf-8", "surrogateescape")
-            raise DataError(f"{table} line {line} is not UTF-8, got {got!r}; save the file as UTF-8")
+            raise DataError(f"{table} line {line} is not UTF-8, got {got[:80]!r}; save the file as UTF-8")
 
 
 def _readable(text: str) -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from cavmae_ds.config import ModelConfig
 from cavmae_ds.durable import written_whole
-from cavmae_ds.errors import CheckpointError
+from cavmae_ds.errors import CheckpointError, shortened
 from cavmae_ds.exchange.files import unreadable
 from cavmae_ds.exchange.official import bare_names
 from cavmae_ds.exchange.weights import Weights, in_official_order, kind_of, recognise
@@ -50,7 +50,7 @@ def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | 
     except OSError as error:
         raise unreadable(path, error) from error
     except SafetensorError as error:
-        raise CheckpointError(f"{source!r} is no whole safetensors file: {error}") from error
+        raise CheckpointError(f"{source!r} is no whole safetensors file: {shortened(str(error), 200)}") from error
     if "model" not in header:
         return recognise(tensors, source, heads, decoder_heads)
     try:

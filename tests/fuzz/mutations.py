@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from cavmae_ds.errors import UserError
@@ -37,6 +37,7 @@ def examples(count: int) -> settings:
         derandomize=not _MORE,
         deadline=None,
         database=None,
+        phases=(Phase.explicit, Phase.generate),  # shrinking a failure could take longer than all the rest
         suppress_health_check=list(HealthCheck),
     )
 
