@@ -18,9 +18,9 @@ from cavmae_ds.config import CommonConfig
 from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.history import write_config
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
-from cavmae_ds.data.handover import check_loading, check_open_files
+from cavmae_ds.data.handover import check_loading, check_open_files, micro_batches
 from cavmae_ds.data.order import EpochShape
-from cavmae_ds.data.stream import ClipStream, micro_batches, training_loader
+from cavmae_ds.data.stream import ClipStream, training_loader
 from cavmae_ds.distributed import World, close_world, open_world
 from cavmae_ds.ema import RunningMean, running_means
 from cavmae_ds.engine import build_engine, build_model, leave_out

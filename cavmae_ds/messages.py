@@ -44,6 +44,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def as_label(text: str) -> str:
+    """For matplotlib, to which a $ begins mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
 def for_display(text: str) -> str:
     """What a terminal may show of a text that holds names, paths or errors."""
     return printable(without_secrets(text))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.front_end import FrontEnd, Ready, ahead
+from cavmae_ds.data.handover import micro_batches
 from cavmae_ds.data.sources import held_out
-from cavmae_ds.data.stream import EvaluationClips, clip_loader, micro_batches
+from cavmae_ds.data.stream import EvaluationClips, clip_loader
 from cavmae_ds.distributed import World
 from cavmae_ds.errors import DataError
 

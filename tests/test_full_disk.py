@@ -34,7 +34,15 @@ def commands(tmp_path: Path, shards: Path) -> dict[str, list[object]]:
     (tmp_path / "run.yaml").write_text(json.dumps({"data": {"train": str(shards)}, "train": {"epochs": 1}}))
     written = {
         "made": ["synthesize", "--clips", 2, "--classes", 2, "--seconds", 1, "--size", 16, "--workers", 1, "--out"],
-        "shards": ["prepare", shards.parent / "videos", "--workers", 1, "--out"],
+        "shards": [
+            "prepare",
+            shards.parent / "videos" / "train.csv",
+            "--classes",
+            shards.parent / "videos" / "classes.txt",
+            "--workers",
+            1,
+            "--out",
+        ],
         "imported": ["import-official", listing, "--label-csv", label_csv, "--frame-size", 64, "--workers", 1, "--out"],
         "official": ["create-official", shards, "--limit", 1, "--out"],
         "page.html": ["inspect", shards, "--clips", 1, "--out"],

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from cavmae_ds.compare.runs import Axis, ComparedRun, differences
+from cavmae_ds.messages import as_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 """Okabe and Ito's: told apart by people who do not see all colours."""
@@ -32,7 +33,7 @@ def draw(runs: Sequence[ComparedRun], tags: Sequence[str], by: Axis) -> Figure:
             if tag in run.curves:
                 values = np.array([point.value for point in run.curves[tag]])
                 _line(panel, np.array(run.axis(tag, by)), values, COLOURS[number % len(COLOURS)])
-        panel.set_title(tag, fontsize=10, loc="left")
+        panel.set_title(as_label(tag), fontsize=10, loc="left")
         panel.set_xlabel(AXES[by], fontsize=9)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.tick_params(labelsize=8)
@@ -41,7 +42,7 @@ def draw(runs: Sequence[ComparedRun], tags: Sequence[str], by: Axis) -> Figure:
     for unused in axes[len(tags) :]:
         unused.set_axis_off()
     lines = [
-        axes[0].plot([], [], color=COLOURS[number % len(COLOURS)], label=label)[0]
+        axes[0].plot([], [], color=COLOURS[number % len(COLOURS)], label=as_label(label))[0]
         for number, label in enumerate(labels)
     ]
     figure.legend(handles=lines, loc="outside upper left", frameon=False, fontsize=9)

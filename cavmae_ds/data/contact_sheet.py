@@ -27,6 +27,7 @@ from cavmae_ds.data.schema import (
 )
 from cavmae_ds.data.spectrogram import LogMel, frames_of
 from cavmae_ds.data.spread import spread
+from cavmae_ds.messages import printable
 
 SHOWN_FRAMES = (0, 3, 6, 9)
 
@@ -82,11 +83,13 @@ def _shown(sample: Sample, manifest: Manifest, front_end: LogMel) -> ShownClip:
 def draw_sheet(clips: Sequence[ShownClip], title: str) -> Figure:
     """One row a clip: its name and labels, four frames, its log-mel."""
     figure = Figure(figsize=(12, 1.85 * len(clips) + 0.4), layout="constrained", facecolor="white")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(printable(title), fontsize=11, parse_math=False)
     rows = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
     for row, clip in zip(rows, clips, strict=True):
         words = [clip.clip_id[-60:], f"{clip.seconds:.2f} s", ", ".join(clip.labels)[:60], *clip.flags]
-        row.suptitle("   ".join(word for word in words if word), fontsize=8, x=0.01, ha="left", parse_math=False)
+        row.suptitle(
+            printable("   ".join(word for word in words if word)), fontsize=8, x=0.01, ha="left", parse_math=False
+        )
         panels = row.subplots(1, len(SHOWN_FRAMES) + 1, width_ratios=[1] * len(SHOWN_FRAMES) + [3.4])
         for panel, jpeg, time_s in zip(panels, clip.frames, clip.frame_times_s, strict=False):
             panel.imshow(decode_frame(jpeg))

@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
@@ -20,11 +21,12 @@ from typing import Any
 
 import torch
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
 
 from cavmae_ds.data.schema import AUDIO_RATE_HZ, CLIP_SECONDS
 from cavmae_ds.data.settings import MIN_COMMON_SECONDS
 from cavmae_ds.data.shared_leftovers import FOLDER
-from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.errors import ConfigError, DataError, WorkerLost
 
 PREFETCHED = 2
 """Batches of a worker that are ready before they are asked for (prefetch_factor)."""
@@ -131,6 +133,28 @@ def shortage(error: BaseException, workers: int, batch_bytes: int = 0) -> str | 
         f"workers hold up to {BATCHES_OF_A_WORKER} batches each there{takes}; {larger(space.total + needed)}, or fewer "
         "data.workers"
     )
+
+
+def micro_batches(loader: DataLoader) -> Iterator[Any]:
+    """What the loader gives; what goes wrong in a worker comes out as the sentence it began as, or as a DataError.
+
+    Raises WorkerLost if a worker is gone in the middle of handing a batch over.
+    """
+    try:
+        yield from loader
+    except DataError as error:  # torch put the worker's whole traceback into the message
+        sentence = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        raise DataError(sentence) from error
+    except (ConnectionError, EOFError) as error:
+        raise WorkerLost(f"{type(error).__name__} in the middle of a batch") from error
+    except (OSError, RuntimeError) as error:
+        if reason := shortage(error, loader.num_workers):
+            raise DataError(reason) from error
+        if "timed out" not in str(error):
+            raise
+        raise DataError(
+            f"no batch came within data.timeout_seconds = {loader.timeout:g}; is the storage of the shards alive?"
+        ) from error
 
 
 def worker_context(workers: int) -> BaseContext | None:

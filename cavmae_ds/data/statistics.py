@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.data.clips import padded
-from cavmae_ds.data.handover import check_temporary_folder, worker_context
+from cavmae_ds.data.handover import check_temporary_folder, micro_batches, worker_context
 from cavmae_ds.data.records import Records
 from cavmae_ds.data.schema import audio_of
 from cavmae_ds.data.spectrogram import MEL_BINS, LogMel, frames_of
@@ -89,8 +89,6 @@ def clip_sums(
     Sounds are read by `workers` other processes (0: by this one); log-mels are computed in batches on `device`.
     Raises DataError naming a damaged clip or shard: statistics of a part would be mistaken for those of the whole.
     """
-    from cavmae_ds.data.stream import micro_batches  # brings streaming along
-
     check_temporary_folder(workers)
     log_mel = LogMel(device)
     loader: DataLoader = DataLoader(

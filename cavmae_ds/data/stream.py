@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from cavmae_ds.clip_random import Stream, frame_choice
 from cavmae_ds.config import DataConfig
 from cavmae_ds.data.augment import draw_partner
-from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Batch, Clip, collate, decode_clip
+from cavmae_ds.data.clips import MIDDLE_FRAME, BadClip, Clip, collate, decode_clip
 from cavmae_ds.data.download import BadShard, ShardError
-from cavmae_ds.data.handover import PREFETCHED, check_temporary_folder, shortage, worker_context
+from cavmae_ds.data.handover import PREFETCHED, check_temporary_folder, worker_context
 from cavmae_ds.data.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
 from cavmae_ds.data.schema import FRAMES_PER_CLIP, Damage, labels_of
 from cavmae_ds.data.shard_cache import ShardCache
 from cavmae_ds.data.sources import training_sources
-from cavmae_ds.errors import DataError, WorkerLost
+from cavmae_ds.errors import DataError
 from cavmae_ds.survival.lineage import stay_with_rank
 
 MOST_REPLACEMENTS = 8
@@ -232,25 +232,3 @@ def clip_loader(clips: Dataset, cfg: DataConfig, device: torch.device, **batchin
         multiprocessing_context=worker_context(cfg.workers),
         **batching,
     )
-
-
-def micro_batches(loader: DataLoader) -> Iterator[Batch]:
-    """What the loader gives; what goes wrong in a worker comes out as the sentence it began as, or as a DataError.
-
-    Raises WorkerLost if a worker is gone in the middle of handing a batch over.
-    """
-    try:
-        yield from loader
-    except DataError as error:  # torch put the worker's whole traceback into the message
-        sentence = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
-        raise DataError(sentence) from error
-    except (ConnectionError, EOFError) as error:
-        raise WorkerLost(f"{type(error).__name__} in the middle of a batch") from error
-    except (OSError, RuntimeError) as error:
-        if reason := shortage(error, loader.num_workers):
-            raise DataError(reason) from error
-        if "timed out" not in str(error):
-            raise
-        raise DataError(
-            f"no batch came within data.timeout_seconds = {loader.timeout:g}; is the storage of the shards alive?"
-        ) from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from cavmae_ds.evaluate.classification import Classification
+from cavmae_ds.messages import as_label
 
 MOST_NAMES = 30
 """Classes whose names are legible beside each other."""
@@ -27,6 +28,7 @@ def draw_classification(
     scores: Classification, targets: Tensor, probabilities: Tensor, names: Sequence[str], title: str
 ) -> Figure:
     """Curves of some classes, bars of all, and confusions where every clip has one class. targets etc.: [N, C]."""
+    names, title = [as_label(name) for name in names], as_label(title)
     confused = bool((targets.sum(1) == 1).all())
     scored = [k for k, one in enumerate(scores.classes) if one.positives]
     ranked = sorted(scored, key=lambda k: scores.classes[k].average_precision or 0.0, reverse=True)

@@ -72,8 +72,7 @@ def from_videos(videos: Sequence[VideoInput], frames: Sequence[int], settings: P
 
 def from_shards(clips: DataSets, workers: int) -> Clips:
     """Each clip, or what is damaged of it. Raises DataError for a shard that cannot be had."""
-    from cavmae_ds.data.handover import check_temporary_folder, worker_context
-    from cavmae_ds.data.stream import micro_batches
+    from cavmae_ds.data.handover import check_temporary_folder, micro_batches, worker_context
     from cavmae_ds.survival.lineage import stay_with_rank
 
     check_temporary_folder(workers)

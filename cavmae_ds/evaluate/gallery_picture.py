@@ -16,6 +16,7 @@ from cavmae_ds.data.contact_sheet import ShownClip
 from cavmae_ds.data.log_mel_picture import Scale, draw_colour_bar, draw_log_mel
 from cavmae_ds.data.schema import decode_frame
 from cavmae_ds.evaluate.gallery import COSINE, HITS, Gallery, Hit, Kinship, Query
+from cavmae_ds.messages import printable
 
 COLOURS = {Kinship.partner: "#1f9d55", Kinship.same_class: "#e69f00", Kinship.other: "#c4c9d1"}
 LONGEST_CAPTION = 40  # characters beside each other
@@ -25,7 +26,9 @@ def draw_gallery(gallery: Gallery) -> Figure:
     """The query on the left, its hits to the right of it, the most similar first."""
     figure = Figure(figsize=(13, 3.5 * len(gallery.queries) + 0.9), layout="constrained", facecolor="white")
     head = [gallery.title, gallery.scores, COSINE]
-    figure.suptitle("\n".join(textwrap.fill(line, 170) for line in head if line), fontsize=9, parse_math=False)
+    figure.suptitle(
+        "\n".join(textwrap.fill(printable(line), 170) for line in head if line), fontsize=9, parse_math=False
+    )
     legend = [Patch(facecolor="none", edgecolor=COLOURS[kind], linewidth=3, label=kind.value) for kind in Kinship]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=9, frameon=False)
     scale = gallery.scale
@@ -36,7 +39,7 @@ def draw_gallery(gallery: Gallery) -> Figure:
         draw_colour_bar(panels.ravel().tolist(), scale, shrink=0.45)
         clip = gallery.clips[query.row]
         name = "   ".join(filter(None, [clip.clip_id[-60:], ", ".join(clip.labels)[:90]]))
-        row.suptitle(name, fontsize=9, x=0.01, ha="left", weight="bold", parse_math=False)
+        row.suptitle(printable(name), fontsize=9, x=0.01, ha="left", weight="bold", parse_math=False)
     return figure
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cavmae_ds.data.log_mel_picture import draw_colour_bar, draw_log_mel, scale_of
 from cavmae_ds.data.normalise import denormalise_images
 from cavmae_ds.evaluate.composite import stages
+from cavmae_ds.messages import printable
 from cavmae_ds.model.cavmae import PretrainOutput
 from cavmae_ds.model.patches import patches_to_audio, unpatchify
 
@@ -86,7 +87,7 @@ def _draw_clip(
 ) -> None:
     """One row. frames: 3 x [H, W, 3]; mels: 3 x [T, mel], of which sound_frames are no padding."""
     panels = strip.subplots(1, len(COLUMNS), width_ratios=(1, 1, 1, 1.7, 1.7, 1.7))
-    strip.suptitle(name[-100:], fontsize=8, x=0.01, ha="left", parse_math=False)
+    strip.suptitle(printable(name[-100:]), fontsize=8, x=0.01, ha="left", parse_math=False)
     scale = scale_of(mels[0][:sound_frames])  # the same colours for the three log-mels of a clip
     for frame, panel in zip(frames, panels, strict=False):
         panel.imshow(frame)

@@ -15,6 +15,8 @@ from cavmae_ds.exchange.files import read_pth
 from cavmae_ds.exchange.weights import Weights, recognise
 
 PREFIX = "module."
+MOST_REPEATED_BYTES = 1 << 28
+"""Of a tensor that is larger than its storage: a few bytes in a file could else fill all memory."""
 
 
 def load_official(path: Path, heads: int | None = None, decoder_heads: int | None = None) -> Weights:
@@ -63,7 +65,7 @@ def bare_names(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 
 def _is_whole(value: Tensor) -> bool:
-    """Every element has a value of its own in memory: no sparse, meta or empty tensor, no row shown many times."""
+    """Its elements are in memory: no sparse, meta or empty tensor, no row repeated until it is larger than any here."""
     if value.layout != torch.strided or value.device.type != "cpu" or not value.numel():
         return False
-    return value.nbytes <= value.untyped_storage().nbytes()
+    return value.nbytes <= max(value.untyped_storage().nbytes(), MOST_REPEATED_BYTES)

@@ -90,7 +90,7 @@ MISTAKES = {
     "validation without clips": (["monitor.validate_every=5"], ["monitor.validate_every", "data.validation_share"]),
     "probe without clips": (["monitor.probe_every=5"], ["monitor.probe_every", "data.validation_share"]),
     "probe of one clip": (["monitor.probe_clips=1"], ["monitor.probe_clips", "greater than or equal to 2"]),
-    "validation clips that are not there": (["data.validation=no/where"], ["no/where", "index.json"]),
+    "validation clips that are not there": (["data.validation=no/where"], ["no/where", "no such folder"]),
     "batches awaited less long than shards": (["data.timeout_seconds=60"], ["timeout_seconds", "= 120", "got 60"]),
     "unknown treatment of bad clips": (["data.on_bad_clip=stop"], ["data.on_bad_clip", "'skip' or 'fail'", "stop"]),
     "no room in the cache": (["data.cache_limit_gib=0"], ["data.cache_limit_gib", "greater than 0"]),

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.data.handover import worker_context
-from cavmae_ds.data.stream import micro_batches
+from cavmae_ds.data.handover import micro_batches, worker_context
 from cavmae_ds.errors import DataError
 
 TENSORS, VALUES = 200, 1000

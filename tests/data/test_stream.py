@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from cavmae_ds.data.balance import write_sample_weights
 from cavmae_ds.data.clips import collate
-from cavmae_ds.data.handover import LONGEST_TEMPORARY_FOLDER
+from cavmae_ds.data.handover import LONGEST_TEMPORARY_FOLDER, micro_batches
 from cavmae_ds.data.sources import held_out
 from cavmae_ds.data.store import open_store
-from cavmae_ds.data.stream import EvaluationClips, micro_batches
+from cavmae_ds.data.stream import EvaluationClips
 from cavmae_ds.errors import WorkerLost
 from tests.data.small_shards import small_shards
 from tests.launcher import fork_ranks, fork_script
