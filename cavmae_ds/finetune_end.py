@@ -143,8 +143,11 @@ def _newest_checkpoint(cfg: FinetuneConfig) -> Iterator[Path]:
 
 
 def is_scored(path: Path, step: int) -> bool:
-    """Whether there are scores that, as far as they tell, are of this step."""
-    return path.is_file() and json.loads(path.read_text()).get("step", step) == step
+    """Whether there are scores that, as far as they tell, are of this step. A damaged file has none."""
+    try:
+        return path.is_file() and json.loads(path.read_bytes()).get("step", step) == step
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _as_text(tables: list[Table]) -> str:

@@ -108,11 +108,18 @@ def curves(found: Validated) -> dict[str, float]:
 def note_epoch(path: Path, epoch: int, points: dict[str, float], metric: str) -> None:
     """Add an epoch to the file: `epochs`, in order, and `best_epoch`, the earliest that is best in the metric.
 
-    What the file tells of this epoch and later ones is from before a resume, and goes.
+    What the file tells of this epoch and later ones is from before a resume, and goes. A damaged file is kept beside
+    the new one, as .damaged.
     """
-    before = json.loads(path.read_text())["epochs"] if path.is_file() else []
-    epochs = [noted for noted in before if noted["epoch"] < epoch] + [{"epoch": epoch, **points}]
-    best = max(epochs, key=lambda noted: noted[metric])["epoch"]
+    now = {"epoch": epoch, **points}
+    try:
+        before = json.loads(path.read_bytes())["epochs"] if path.is_file() else []
+        epochs = [noted for noted in before if noted["epoch"] < epoch] + [now]
+        best = max(epochs, key=lambda noted: noted[metric])["epoch"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        damaged = path.replace(path.with_name(f"{path.name}.damaged"))
+        log.warning("%s is damaged (%s: %s) and is now %s", path, type(error).__name__, error, damaged)
+        epochs, best = [now], epoch
     try:
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({"metric": metric, "best_epoch": best, "epochs": epochs}, indent=1))

@@ -207,6 +207,20 @@ def test_epochs_that_are_validated_again_after_a_resume_are_noted_once(tmp_path)
     assert noted["best_epoch"] == 3
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{", '{"epochs": 3}', '{"epochs": [{"epoch": "a"}]}', '{"epochs": [{"epoch": 1}]}', "[" * 10**5],
+    ids=range(7),
+)
+def test_damaged_notes_and_scores_end_no_run(content, tmp_path):
+    path = tmp_path / SCORES
+    path.write_text(content)
+    assert not (content[:1] != "{" and is_scored(path, STEPS))
+    note_epoch(path, 4, {"map": 0.5}, "map")
+    assert json.loads(path.read_text()) == {"metric": "map", "best_epoch": 4, "epochs": [{"epoch": 4, "map": 0.5}]}
+    assert path.with_name(f"{SCORES}.damaged").read_text() == content
+
+
 def test_cavmae_launch_knows_a_finetuning_run_by_its_sections(undisturbed, run_file):
     (undisturbed / AVERAGED_WEIGHTS).rename(undisturbed / "before.safetensors")
     (undisturbed / FINAL_SCORES).rename(undisturbed / "before.json")
