@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cavmae_ds.errors import ConfigError
+
 COLLECTIVE_TIMEOUT_S = 600.0
 LOOPBACK = ("127.0.0.1", "localhost")
 STORE_PATIENCE = timedelta(seconds=30)
@@ -87,7 +89,15 @@ def _rendezvous() -> str:
 def _meet_on_loopback(_: str, timeout: timedelta, **__: Any) -> Iterator[tuple[dist.Store, int, int]]:
     address, port = "127.0.0.1", int(os.environ["MASTER_PORT"])
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    listening = socket.create_server((address, port), backlog=size + 128).detach() if rank == 0 else None
+    listening = None
+    if rank == 0:
+        try:
+            listening = socket.create_server((address, port), backlog=size + 128).detach()
+        except OSError as error:
+            raise ConfigError(
+                f"the ranks of this host cannot meet at port {port} ({os.strerror(error.errno or 0)}), which another "
+                "run may have; give this one another, as in deepspeed --master_port 29600"
+            ) from error
     store = dist.TCPStore(
         address, port, size, is_master=rank == 0, timeout=timeout, multi_tenant=True, master_listen_fd=listening
     )

@@ -27,6 +27,7 @@ LOCK = "run.lock"
 """Of this name are the file in a run folder and the object in a bucket."""
 _TRY_S = 0.1
 _RECORD_BYTES = 1024
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # its content is replaced: never that of a link's target
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -44,7 +45,7 @@ class RunLock:
         self._path, self._fd = run_dir / LOCK, -1
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(self._path, _OPEN, 0o666)
             self._take()
         except OSError as error:
             raise CheckpointError(f"run_dir: {cannot_write(run_dir, error)}") from error
@@ -99,13 +100,27 @@ class RunLock:
     def _renew(self) -> None:
         while not self._stop.wait(self._renew_s):
             with suppress(OSError):  # a disk that is full or away for a while: the lock stays
+                refused = self._is_deleted() and self._lock_new_file() is False
                 self._try()  # again, where it was taken over without it
                 holder = self._read()
-                if holder and holder.id != self._me.id:
+                if refused or (holder and holder.id != self._me.id):
                     self._lost(self._observation.in_use(holder))
                     return
                 self._me = self._me.renewed()
                 self._write(self._me)
+
+    def _is_deleted(self) -> bool:
+        """Whether the file, perhaps with its folder, was: the next start would lock another one of its name."""
+        try:
+            return not os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except FileNotFoundError:
+            return True
+
+    def _lock_new_file(self) -> bool | None:
+        """Once training has made the folder again. See _try."""
+        deleted, self._fd = self._fd, os.open(self._path, _OPEN, 0o666)
+        os.close(deleted)
+        return self._try()
 
     def _read(self) -> Holder | None:
         return Holder.parse(os.pread(self._fd, _RECORD_BYTES, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -96,6 +97,25 @@ def test_a_lost_host_is_replaced_while_the_file_system_still_keeps_its_lock_and_
     FORK.Process(target=hold, args=(tmp_path, "a third", theirs)).start()
     assert f"process {os.getpid()}" in answers.recv()
     mine.close()
+
+
+def test_a_folder_that_is_deleted_and_made_again_stays_locked(tmp_path):
+    with process_with_lock(tmp_path / "run") as (process, _):
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "run" / "run.lock").is_file() and time.monotonic() < deadline:
+            time.sleep(RENEW_S / 2)
+        with pytest.raises(RunInUse, match=f"process {process.pid} on host"):
+            lock(tmp_path / "run")
+
+
+def test_the_target_of_a_link_is_left_alone(tmp_path):
+    (tmp_path / "target").write_text("content")
+    (tmp_path / "run.lock").symlink_to("target")
+    with pytest.raises(CheckpointError, match="run_dir: cannot write"):
+        lock(tmp_path)
+    assert (tmp_path / "target").read_text() == "content"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(tmp_path):
