@@ -38,7 +38,6 @@ def everything(tiny_shards, tmp_path_factory) -> Path:
     finished = fork_ranks(
         2, PRETRAIN, run_file(folder, tiny_shards, workers=1), f"data.validation={folder / 'held'}",
         "monitor.pictures_every=2", "monitor.validate_every=2", "monitor.validate_batch=2", "monitor.probe_every=3",
-        "contrastive.direction=both",
         scratch=folder,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout
