@@ -19,6 +19,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from typing import Any
 
+import psutil
 import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
@@ -143,6 +144,7 @@ def micro_batches(loader: DataLoader) -> Iterator[Any]:
     try:
         yield from loader
     except DataError as error:  # torch put the worker's whole traceback into the message
+        _remove_batches_of_workers()
         sentence = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
         raise DataError(sentence) from error
     except (ConnectionError, EOFError) as error:
@@ -155,6 +157,14 @@ def micro_batches(loader: DataLoader) -> Iterator[Any]:
         raise DataError(
             f"no batch came within data.timeout_seconds = {loader.timeout:g}; is the storage of the shards alive?"
         ) from error
+
+
+def _remove_batches_of_workers() -> None:
+    """Those on their way when loading ends, which no process would open any more."""
+    with suppress(OSError, psutil.Error):
+        for worker in psutil.Process().children():
+            for path in FOLDER.glob(f"torch_{worker.pid}_*"):
+                path.unlink(missing_ok=True)
 
 
 def worker_context(workers: int) -> BaseContext | None:
