@@ -161,10 +161,15 @@ def micro_batches(loader: DataLoader) -> Iterator[Any]:
 
 def _remove_batches_of_workers() -> None:
     """Those on their way when loading ends, which no process would open any more."""
-    with suppress(OSError, psutil.Error):
+    with suppress(psutil.Error):
         for worker in psutil.Process().children():
-            for path in FOLDER.glob(f"torch_{worker.pid}_*"):
-                path.unlink(missing_ok=True)
+            _remove_batches_of(worker.pid)
+
+
+def _remove_batches_of(pid: int) -> None:
+    with suppress(OSError):  # looking into a folder takes an open file, and none may be left
+        for path in FOLDER.glob(f"torch_{pid}_*"):
+            path.unlink(missing_ok=True)
 
 
 def worker_context(workers: int) -> BaseContext | None:
@@ -192,9 +197,7 @@ class _ResultQueue(Queue):
 
     def _on_queue_feeder_error(self, error: BaseException, result: Any) -> None:  # concurrent.futures has one, too
         number, batch = result
-        with suppress(OSError):  # looking into a folder takes an open file, and none may be left
-            for path in FOLDER.glob(f"torch_{os.getpid()}_*"):  # torch leaves a file that it could not fill
-                path.unlink()
+        _remove_batches_of(os.getpid())  # torch leaves a file that it could not fill
         reason = shortage(error, self._workers, _tensor_bytes(batch))
         failure = DataError(reason or f"a batch could not be handed over: {type(error).__name__}: {error}")
         self.put((number, ExceptionWrapper((DataError, failure, None), "in a loader worker")))
