@@ -26,11 +26,12 @@ QUICKSTART = {
 
 def step() -> dict[str, Spent]:
     """Forward and backward of the quickstart's model: with predictions of all patches, and of hidden ones only."""
-    from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
-    from cavmae_ds.losses import contrast_within, pretrain_losses
-    from cavmae_ds.model.cavmae import CAVMAE
-    from cavmae_ds.model.masking import draw_plans
-    from cavmae_ds.model.patches import select
+    from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+    from cavmae_ds.models.cavmae.model import CAVMAE
+    from cavmae_ds.models.common.masking import draw_plans
+    from cavmae_ds.models.common.patches import select
+    from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
+    from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses
 
     cfg = ModelConfig(**QUICKSTART)
     model, plans = CAVMAE(cfg), draw_plans(cfg, MaskConfig(), 0, 0, torch.arange(CLIPS))

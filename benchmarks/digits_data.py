@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.digits_maker import Ink, make_digits, read_recordings
 from benchmarks.digits_runs import MODEL
-from cavmae_ds.data.official import import_official
-from cavmae_ds.data.records import Records
-from cavmae_ds.data.settings import BuildSettings
-from cavmae_ds.data.statistics import clip_sums
+from cavmae_ds.data.format.records import Records
+from cavmae_ds.data.inspect.statistics import clip_sums
+from cavmae_ds.data.official.importing import import_official
+from cavmae_ds.data.prepare.settings import BuildSettings
 
 FACTORS = {"digit": range(10), "speaker": range(10, 16)}  # class ids, in the order of class_labels.csv
 DIGIT_IDS = "/d/"

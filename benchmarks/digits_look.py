@@ -15,14 +15,14 @@ from benchmarks.digits_data import FACTORS, Digits
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.weights import assemble
-from cavmae_ds.config.sections.classify import Mode
-from cavmae_ds.data.clips import MIDDLE_FRAME
-from cavmae_ds.evaluate.curves import read_curves
-from cavmae_ds.evaluate.judging import EVERY_FRAME, MIDDLE_ALONE, Judged, classify, open_judged, pooled_features
-from cavmae_ds.evaluate.retrieval import retrieval_scores
-from cavmae_ds.losses import unit_rows
-from cavmae_ds.model.cavmae import CAVMAE
-from cavmae_ds.validate_classifier import SCORES
+from cavmae_ds.data.format.clips import MIDDLE_FRAME
+from cavmae_ds.evaluation.inference import EVERY_FRAME, MIDDLE_ALONE, Judged, classify, open_judged, pooled_features
+from cavmae_ds.evaluation.retrieval import retrieval_scores
+from cavmae_ds.evaluation.roc_curves import read_curves
+from cavmae_ds.kernels.contrastive import unit_rows
+from cavmae_ds.models.cavmae.config import Mode
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.tasks.finetune.validation import SCORES
 
 
 @dataclass(frozen=True)

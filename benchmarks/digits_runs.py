@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.turns import cpu_seconds
-from cavmae_ds.config.sections.classify import Mode
+from cavmae_ds.models.cavmae.config import Mode
 
 CHECKOUT = Path(__file__).parents[1]
 CHECKPOINTS = 16

@@ -162,8 +162,8 @@ def steps(batches: Iterable[int], matmul: float) -> Iterator[Job]:
 
 def _step_row(row: Callable[..., Row], clips: int, way: str, matmul: float) -> Iterator[Row]:
     from benchmarks.step import training_step
-    from cavmae_ds.config import MaskConfig, ModelConfig
-    from cavmae_ds.model.flops import training_flops
+    from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+    from cavmae_ds.models.cavmae.flops import training_flops
 
     with training_step(clips, way) as step:
         timing = timed(step, budget_ms=2000, cold=False)

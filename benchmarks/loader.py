@@ -68,9 +68,9 @@ def stages(shards: Path, flac: Path, rounds: int) -> Iterator[Row]:
     """Reading, decoding, collating: each alone, from the page cache."""
     from streaming import StreamingDataset
 
-    from cavmae_ds.data.clips import collate, decode_clip
-    from cavmae_ds.data.schema import audio_of, frame_jpeg, frame_of
-    from cavmae_ds.data.shard_file import read_clip
+    from cavmae_ds.data.format.clips import collate, decode_clip
+    from cavmae_ds.data.format.schema import audio_of, frame_jpeg, frame_of
+    from cavmae_ds.data.format.shard_file import read_clip
 
     whole, whole_flac = (StreamingDataset(local=str(folder), batch_size=1) for folder in (shards, flac))
     places = range(min(4 * BATCH, whole.num_samples))
@@ -107,7 +107,7 @@ def log_mels(rounds: int) -> Iterator[Row]:
     """Log-mels of ten-second clips: torchaudio one by one, and ours."""
     from torchaudio.compliance.kaldi import fbank
 
-    from cavmae_ds.data.spectrogram import LogMel
+    from cavmae_ds.data.transforms.log_mel import LogMel
 
     sound = torch.randn(BATCH, 160_000, generator=torch.Generator().manual_seed(0)) * 0.1
     lengths, log_mel = torch.full((BATCH,), 160_000), LogMel()

@@ -19,9 +19,9 @@ from streaming import StreamingDataLoader, StreamingDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cavmae_ds.config import DataConfig
-from cavmae_ds.data.order import EpochShape
-from cavmae_ds.data.stream import ClipStream, training_loader
+from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.loading.order import EpochShape
+from cavmae_ds.data.loading.stream import ClipStream, training_loader
 
 BATCH = 32  # clips
 PREFETCH = 2  # batches of each worker

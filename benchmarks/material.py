@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 from streaming import MDSWriter
 
-from cavmae_ds.data.schema import (
+from cavmae_ds.data.format.schema import (
     AUDIO_RATE_HZ,
     CLIP_SECONDS,
     FRAMES_PER_CLIP,

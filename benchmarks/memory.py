@@ -64,10 +64,11 @@ def contrastive(candidates: int, ranks: int = RANKS, both: bool = False) -> dict
 
 def step(clips: int, decoder_chunk: int = 0, checkpoint_towers: bool = False) -> dict[str, float]:
     """Forward and backward of one micro-batch, model and inputs not counted."""
-    from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
-    from cavmae_ds.losses import contrast_within, pretrain_losses, reconstruction_loss
-    from cavmae_ds.model.cavmae import CAVMAE
-    from cavmae_ds.model.masking import draw_plans
+    from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+    from cavmae_ds.models.cavmae.model import CAVMAE
+    from cavmae_ds.models.common.masking import draw_plans
+    from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
+    from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
 
     cfg = ModelConfig(**BASE_IN_SMALL, decoder_chunk=decoder_chunk, checkpoint_towers=checkpoint_towers)
     model, loss = CAVMAE(cfg), LossConfig()
@@ -88,8 +89,8 @@ def optimizer_steps(
     model: dict[str, int], clips: int, micro_batch: int, passes: list[int], rounds: int = 1
 ) -> dict[str, float]:
     """Steps of a DeepSpeed engine on one rank, ways in turn: CPU seconds of each way (its fastest), peak of all."""
-    from cavmae_ds.data.front_end import ahead
-    from cavmae_ds.distributed import close_world, open_world
+    from cavmae_ds.data.transforms.front_end import ahead
+    from cavmae_ds.distributed.process_group import close_world, open_world
 
     world = open_world()
     ways = {count: _training_step(model, clips, micro_batch, count == 2, world) for count in passes}
@@ -106,12 +107,12 @@ def optimizer_steps(
 
 
 def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass: bool, world: Any) -> tuple:
-    from cavmae_ds.config.derived import RunNumbers
     from cavmae_ds.config.load import validate_config
-    from cavmae_ds.data.front_end import FrontEnd
-    from cavmae_ds.engine import build_engine
-    from cavmae_ds.model.cavmae import CAVMAE
-    from cavmae_ds.step import TrainingStep
+    from cavmae_ds.data.transforms.front_end import FrontEnd
+    from cavmae_ds.models.cavmae.model import CAVMAE
+    from cavmae_ds.tasks.pretrain.step import TrainingStep
+    from cavmae_ds.training.batch_plan import RunNumbers
+    from cavmae_ds.training.engine import build_engine
 
     cfg = validate_config(
         {
@@ -130,7 +131,7 @@ def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass
 
 def _clips(cfg: Any, first: int, count: int) -> Any:
     """Noise in the sizes that a loader hands over, the same for the same clips."""
-    from cavmae_ds.data.clips import Batch
+    from cavmae_ds.data.format.clips import Batch
 
     draw = torch.Generator().manual_seed(first)
     samples = 160 * cfg.audio_frames + 240

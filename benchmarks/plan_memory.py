@@ -23,17 +23,18 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the launcher starts a file, not a module
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.derived import derive
 from cavmae_ds.config.load import validate_config
-from cavmae_ds.distributed import World, barrier, close_world, open_world
-from cavmae_ds.engine import build_engine
-from cavmae_ds.losses import contrast_within, pretrain_losses, reconstruction_loss
-from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
-from cavmae_ds.model.masking import draw_plans
+from cavmae_ds.distributed.collectives import barrier
+from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.common.masking import draw_plans
 from cavmae_ds.plan.activations import Activations, activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import bytes_per_value, count
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
+from cavmae_ds.training.batch_plan import derive
+from cavmae_ds.training.engine import build_engine
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -73,7 +74,7 @@ class Held(NamedTuple):
     peak: int
 
 
-def run_of(size: str, precision: str, clips: int, **sections: Any) -> RunConfig:
+def run_of(size: str, precision: str, clips: int, **sections: Any) -> PretrainConfig:
     """A run of one micro-batch; sections are merged into its own."""
     values: dict[str, Any] = {
         "model": SIZES[size],
@@ -84,7 +85,7 @@ def run_of(size: str, precision: str, clips: int, **sections: Any) -> RunConfig:
     return validate_config(values)
 
 
-def predicted(cfg: RunConfig) -> Activations:
+def predicted(cfg: PretrainConfig) -> Activations:
     """What the plan says of the run's micro-batch on a CPU."""
     return activations(
         cfg.model, cfg.mask, cfg.loss, cfg.train.precision, cfg.train.micro_batch, modes_of(cfg), count(cfg).decoder,
@@ -92,7 +93,7 @@ def predicted(cfg: RunConfig) -> Activations:
     )  # fmt: skip
 
 
-def measured(cfg: RunConfig) -> Held:
+def measured(cfg: PretrainConfig) -> Held:
     """What the run's micro-batch allocates on this CPU, as torch's allocator reports it to the profiler."""
     torch.manual_seed(0)
     model = CAVMAE(cfg.model).to(torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32)
@@ -115,14 +116,14 @@ def measured(cfg: RunConfig) -> Held:
     return Held(after_forward, peak)
 
 
-def _inputs(cfg: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(cfg: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     model, clips = cfg.model, cfg.train.micro_batch
     sides = clips, 3, model.image_size, model.image_size
     return torch.randn(clips, model.audio_frames, model.mel_bins), torch.randint(0, 256, sides, dtype=torch.uint8)
 
 
 def _losses(
-    model: Any, cfg: RunConfig, inputs: tuple[torch.Tensor, torch.Tensor]
+    model: Any, cfg: PretrainConfig, inputs: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, PretrainOutput]:
     plans = draw_plans(cfg.model, cfg.mask, 0, 0, torch.arange(cfg.train.micro_batch))
     mae, contrastive = cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0
@@ -132,7 +133,7 @@ def _losses(
     return pretrain_losses(output, contrast, cfg.loss).total, output
 
 
-def held_by_engine(cfg: RunConfig, world: World) -> dict[str, int]:
+def held_by_engine(cfg: PretrainConfig, world: World) -> dict[str, int]:
     """Bytes of all tensors of this rank that an engine brought along, between backward and step of its second step.
 
     held: all; bucket_buffers: those of them as large as a bucket, at the time when backward begins.
@@ -190,7 +191,7 @@ def _sizes(before: dict[int, torch.UntypedStorage]) -> list[int]:
     return [storage.nbytes() for address, storage in _storages().items() if address not in before]
 
 
-def engine_run(stage: int, precision: str, ranks: int, folder: Path) -> RunConfig:
+def engine_run(stage: int, precision: str, ranks: int, folder: Path) -> PretrainConfig:
     """A run of two clips a rank under ENGINES[stage], whose file goes into the folder."""
     engine_file = folder / f"zero{stage}.json"
     engine_file.write_text(json.dumps({"zero_optimization": ENGINES[stage]}))
@@ -213,7 +214,7 @@ def _measure_engines(out: Path, names: list[str]) -> None:
     os._exit(0)  # gloo's threads now and then abort a process that tears down so many engines
 
 
-def compare(cfg: RunConfig) -> tuple[str, int, int]:
+def compare(cfg: PretrainConfig) -> tuple[str, int, int]:
     """What is compared, measured and predicted bytes: what forward leaves behind or, with chunks, the peak."""
     found, plan = measured(cfg), predicted(cfg)
     if cfg.model.decoder_chunk:

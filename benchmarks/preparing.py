@@ -68,9 +68,9 @@ def _report(out: Path) -> dict[str, float]:
 
 def s3_rates(shards: Path, folder: Path) -> Iterator[Found]:
     """Megabytes a second of wall time to and from SeaweedFS, which shares the cores."""
-    from cavmae_ds.config import DataConfig
-    from cavmae_ds.data.shard_cache import ShardCache
-    from cavmae_ds.data.store import open_store
+    from cavmae_ds.config.sections.data import DataConfig
+    from cavmae_ds.data.loading.shard_cache import ShardCache
+    from cavmae_ds.data.storage import open_store
     from tests.s3_server import running_s3_server
 
     folder.mkdir()

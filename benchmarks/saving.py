@@ -38,14 +38,14 @@ CLIPS = 2
 
 def saving(model: str, rounds: int, folder: Path) -> dict[str, Any]:
     """One model on one rank, ZeRO 2, bf16 or fp32 makes no difference to what is saved."""
-    from cavmae_ds.checkpoint.disk import find_disk
+    from cavmae_ds.atomic_io import flush
     from cavmae_ds.checkpoint.engine_state import EngineState
     from cavmae_ds.checkpoint.folder import Manifest, file_hash
     from cavmae_ds.checkpoint.retention import Retention
+    from cavmae_ds.checkpoint.shared_dir import find_disk
     from cavmae_ds.checkpoint.writer import Writer
-    from cavmae_ds.distributed import close_world, open_world
-    from cavmae_ds.durable import flush
-    from cavmae_ds.ema import WeightAverage
+    from cavmae_ds.distributed.process_group import close_world, open_world
+    from cavmae_ds.training.ema import WeightAverage
 
     world = open_world()
     engine, train = _training(MODELS[model], world)
@@ -105,12 +105,12 @@ def saving(model: str, rounds: int, folder: Path) -> dict[str, Any]:
 
 def _training(model: dict[str, int], world: Any) -> tuple[Any, Callable[[], None]]:
     """A DeepSpeed engine, and an optimizer step of it on noise."""
-    from cavmae_ds.config.derived import RunNumbers
     from cavmae_ds.config.load import validate_config
-    from cavmae_ds.engine import build_engine
-    from cavmae_ds.losses import contrast_within, pretrain_losses, reconstruction_loss
-    from cavmae_ds.model.cavmae import CAVMAE
-    from cavmae_ds.model.masking import draw_plans
+    from cavmae_ds.models.cavmae.model import CAVMAE
+    from cavmae_ds.models.common.masking import draw_plans
+    from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
+    from cavmae_ds.training.batch_plan import RunNumbers
+    from cavmae_ds.training.engine import build_engine
 
     train = {"global_batch": CLIPS, "micro_batch": CLIPS, "steps": 10, "precision": "fp32"}
     cfg = validate_config({"ds_config": "ds_configs/zero2.json", "model": model, "train": train})

@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from cavmae_ds.config import ContrastiveConfig, LossConfig, MaskConfig, ModelConfig
 from cavmae_ds.kernels.launching import references
-from cavmae_ds.losses import contrast_within, pretrain_losses
-from cavmae_ds.model.cavmae import CAVMAE, PretrainOutput
-from cavmae_ds.model.masking import draw_plans
+from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses
 
 WAYS = "kernels", "eager", "kernels + compile", "compile"
 """What is worth most first: the product, and what it is compared with."""

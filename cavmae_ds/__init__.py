@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cavmae_ds.embedding import Embedder, Embedding, load
+    from cavmae_ds.api import Embedder, Embedding, load
 
 __version__ = "0.1.0"
 __all__ = ["Embedder", "Embedding", "load"]
@@ -13,6 +13,6 @@ def __getattr__(name: str) -> Any:
     """What of the package is for Python code; it brings torch along, which importing the package does not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cavmae_ds import embedding
+    from cavmae_ds import api
 
-    return getattr(embedding, name)
+    return getattr(api, name)

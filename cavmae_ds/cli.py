@@ -8,22 +8,21 @@ from typing import Annotated
 import typer
 
 from cavmae_ds import __version__
+from cavmae_ds.atomic_io import refusal
 from cavmae_ds.checkpoint.commands import checkpoint
 from cavmae_ds.compare.command import compare
-from cavmae_ds.data.commands import REJECT_CODES, prepare, synthesize
-from cavmae_ds.data.look_commands import inspect, stats
-from cavmae_ds.data.official_commands import create_official, import_official
+from cavmae_ds.data.inspect.commands import inspect, stats
+from cavmae_ds.data.official.commands import create_official, import_official
+from cavmae_ds.data.prepare.commands import REJECT_CODES, prepare, synthesize
 from cavmae_ds.doctor.command import doctor
-from cavmae_ds.durable import refusal
-from cavmae_ds.evaluate.features_command import features
-from cavmae_ds.evaluate.inpaint_command import inpaint
-from cavmae_ds.evaluate.report_command import report
-from cavmae_ds.evaluate.scoring_command import evaluate
-from cavmae_ds.exchange.commands import export
-from cavmae_ds.launching.command import launch
-from cavmae_ds.messages import log_to_stderr, open_standard_streams
+from cavmae_ds.evaluation.features_command import features
+from cavmae_ds.evaluation.inpaint_command import inpaint
+from cavmae_ds.evaluation.report_command import report
+from cavmae_ds.evaluation.scoring_command import evaluate
+from cavmae_ds.launcher.command import launch
 from cavmae_ds.plan.command import plan
-from cavmae_ds.terminal import echo
+from cavmae_ds.terminal import echo, log_to_stderr, open_standard_streams
+from cavmae_ds.weights.commands import export
 
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2

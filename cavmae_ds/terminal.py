@@ -1,6 +1,8 @@
 """What commands share at the terminal: consoles, a progress bar, the number of processes, files of lines."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.messages import for_display
-from cavmae_ds.text_files import read_text
+from cavmae_ds.atomic_io import read_text
+from cavmae_ds.errors import ConfigError, DataError, for_display
 
 
 class DisplayConsole(Console):
@@ -79,3 +80,34 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err_console, transient=True, disable=not err_console.is_terminal) as bar:
         task = bar.add_task(for_display(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _DisplayFormatter(logging.Formatter):
+    """Applies to messages and to their tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_display(super().format(record))
+
+
+def log_to_stderr(level: int) -> None:
+    """Lines of all loggers from `level` on, unless the root logger has a handler already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_DisplayFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def open_standard_streams() -> None:
+    """Call it first. A stream that the caller closed (`>&-`, some daemons) leads to /dev/null.
+
+    Otherwise the next file that is opened would get its number, and with it what libraries print.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))  # noqa: SIM115  for the life of the process

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cavmae_ds.clip_random import Stream
+from cavmae_ds.distributed.per_sample_rng import Stream
 from cavmae_ds.kernels.contrastive import (
     Contrast,
     contrastive,

@@ -240,3 +240,8 @@ def _check(one: Tensor, other: Tensor, names: tuple[str, str], temperature: floa
         raise ValueError(f"{names[0]} and {names[1]} must lie on one device, got {one.device} and {other.device}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [B, D] scaled to length 1, in float32 or wider."""
+    return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)

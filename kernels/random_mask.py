@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cavmae_ds.clip_random import Stream, clip_counters, require_ranges
+from cavmae_ds.distributed.per_sample_rng import Stream, clip_counters, require_ranges
 from cavmae_ds.kernels.checks import require
 from cavmae_ds.kernels.launching import can_launch, launch
 from cavmae_ds.kernels.philox import uniform_reference

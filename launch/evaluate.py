@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
-from cavmae_ds.evaluate.scoring_command import evaluate
-from cavmae_ds.launched import main
+from cavmae_ds.evaluation.scoring_command import evaluate
+from cavmae_ds.train_cli import main
 
 if __name__ == "__main__":
     main(evaluate)

@@ -8,4 +8,4 @@ mypy
 # Two files at a time, the longest first: a test that waits for a server or a time limit leaves its core to the other.
 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
 # Kernels on the CPU (skipped above, with a reason), and the official model's recorded outcomes through them.
-TRITON_INTERPRET=1 python -m pytest --numprocesses 2 tests/kernels/interpreted tests/model/test_cavmae_golden.py
+TRITON_INTERPRET=1 python -m pytest --numprocesses 2 tests/kernels/interpreted tests/models/cavmae/test_golden.py

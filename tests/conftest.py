@@ -15,7 +15,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory):
     """24 one-second clips of 4 classes as shards with frames of 64 pixels."""
-    from cavmae_ds.data.prepare import PrepareSettings, prepare
+    from cavmae_ds.data.prepare.videos import PrepareSettings, prepare
     from cavmae_ds.data.synthetic import synthesize
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -1,4 +1,4 @@
-"""Forks processes from one that has imported everything; tests/launcher.py starts it and talks to it.
+"""Forks processes from one that has imported everything; tests/ranks.py starts it and talks to it.
 
 Requests come through stdin, one JSON object a line: a list of processes, each with its "arguments" (first the script),
 "environment", "folder", the files for its "stdout" and "stderr", and perhaps the number of its "run": the failure of a
@@ -36,8 +36,8 @@ def import_everything() -> None:
     """What takes a process its first seconds."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     for name in (
-        "cavmae_ds.launched",
-        "cavmae_ds.pretrain",
+        "cavmae_ds.train_cli",
+        "cavmae_ds.tasks.pretrain.task",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine asks whether it has one; brings torch's compiler
         "matplotlib.figure",
         "torch.utils.tensorboard",

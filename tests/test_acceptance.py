@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae_ds.config import InitConfig, ModelConfig, OptimConfig
-from cavmae_ds.config.sections.classify import ClassifierConfig
-from cavmae_ds.exchange.init import start_from
-from cavmae_ds.exchange.official import load_official
-from cavmae_ds.model.cavmae import CAVMAE
-from cavmae_ds.model.classifier import CAVMAEFT, CAVMAEFTAudio
-from cavmae_ds.optim import build_optimizer, classifier_rate, learning_rate_share
+from cavmae_ds.config.sections.init import InitConfig
+from cavmae_ds.config.sections.training import OptimConfig
+from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
+from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.cavmae.official_file import load_official
+from cavmae_ds.tasks.finetune.config import ClassifierConfig
+from cavmae_ds.training.optim import build_optimizer, classifier_rate, learning_rate_share
+from cavmae_ds.weights.init import start_from
 
 TESTS = Path(__file__).parent
 
@@ -37,16 +39,16 @@ def _tests_in(path: Path) -> dict[str, str]:
 
 def test_acceptance_01_names_shapes_and_counts():
     assert_stands(
-        "model/test_cavmae_golden.py",
+        "models/cavmae/test_golden.py",
         "test_the_base_model_has_the_official_names_shapes_and_counts",
         "test_names_shapes_and_order_are_the_official_ones",
     )
-    assert_stands("model/test_classifier.py", "test_names_shapes_and_counts_are_the_official_ones")
+    assert_stands("models/cavmae/test_classifier.py", "test_names_shapes_and_counts_are_the_official_ones")
 
 
 def test_acceptance_02_position_rows_and_sums():
     assert_stands(
-        "model/test_patches.py",
+        "models/common/test_patches.py",
         "test_position_rows_are_the_official_ones",
         "test_position_tables_add_up_to_the_official_sums",
     )
@@ -54,13 +56,13 @@ def test_acceptance_02_position_rows_and_sums():
 
 def test_acceptance_03_golden_features_losses_and_logits():
     assert_stands(
-        "model/test_cavmae_golden.py",
+        "models/cavmae/test_golden.py",
         "test_base_features_are_the_official_ones",
         "test_base_losses_are_the_official_ones",
         "test_base_masks_and_predictions_are_the_official_ones",
     )
     assert_stands(
-        "model/test_classifier.py",
+        "models/cavmae/test_classifier.py",
         "test_base_logits_are_the_official_ones",
         "test_logits_of_every_mode_are_the_official_ones",
     )
@@ -90,11 +92,11 @@ def test_acceptance_04_prefixed_and_bare_files_load_strictly_and_a_classifier_la
     assert (len(origin.missing), len(origin.unexpected), len(written)) == (4, 173, 647 - 173)
     assert all(name.startswith("mlp_head.") for name in origin.missing)
     assert_stands(
-        "exchange/test_official.py",
+        "models/cavmae/test_state_dict.py",
         "test_an_official_file_comes_back_bit_by_bit",
         "test_names_under_another_prefix_or_spelling_are_refused_not_trained_from_scratch",
     )
-    assert_stands("exchange/test_init.py", "test_a_classifier_takes_all_but_the_decoder_and_keeps_its_fresh_head")
+    assert_stands("weights/test_init.py", "test_a_classifier_takes_all_but_the_decoder_and_keeps_its_fresh_head")
 
 
 def test_acceptance_04_classifiers_have_478_and_252_entries():
@@ -104,24 +106,24 @@ def test_acceptance_04_classifiers_have_478_and_252_entries():
 
 
 def test_acceptance_05_adaptation_of_an_mae():
-    assert_stands("exchange/test_mae.py", "test_every_row_of_the_adaptation_and_nothing_else")
+    assert_stands("models/cavmae/test_mae.py", "test_every_row_of_the_adaptation_and_nothing_else")
 
 
 def test_acceptance_06_kept_counts_and_structured_counts():
     assert_stands(
-        "model/test_masking.py",
+        "models/common/test_masking.py",
         "test_as_many_patches_are_kept_as_officially",
         "test_structured_masks_choose_the_official_columns_and_rows",
     )
 
 
 def test_acceptance_07_the_direction_of_the_contrastive_loss():
-    assert_stands("model/test_losses.py", "test_the_contrastive_loss_looks_from_image_to_sound_as_officially")
+    assert_stands("tasks/pretrain/test_losses.py", "test_the_contrastive_loss_looks_from_image_to_sound_as_officially")
 
 
 def test_acceptance_08_the_filter_bank():
     assert_stands(
-        "data/test_spectrogram.py",
+        "data/transforms/test_log_mel.py",
         "test_values_are_the_official_ones",
         "test_padding_is_louder_than_silence",
         "test_only_the_fourth_mel_bin_is_empty_and_nyquist_counts_for_nothing",
@@ -129,12 +131,12 @@ def test_acceptance_08_the_filter_bank():
 
 
 def test_acceptance_09_the_table_of_frames():
-    assert_stands("data/test_prepare_windows.py", "test_the_official_rule_picks_the_frames_of_its_table")
+    assert_stands("data/prepare/test_prepare_windows.py", "test_the_official_rule_picks_the_frames_of_its_table")
 
 
 def test_acceptance_10_label_vectors_and_fallbacks():
-    assert_stands("data/test_augment.py", "test_acceptance_10_label_vectors_mixed_and_unmixed")
-    assert_stands("engine/test_bad_clips.py", "test_a_damaged_clip_is_counted_named_and_bounded")
+    assert_stands("data/transforms/test_augment.py", "test_acceptance_10_label_vectors_mixed_and_unmixed")
+    assert_stands("training/test_bad_clips.py", "test_a_damaged_clip_is_counted_named_and_bounded")
 
 
 EPOCHS_AT = {  # recipe -> peak, (epochs, first drop after, drop every), rate of each epoch over the peak: spec 4.2, 4.3
@@ -187,15 +189,15 @@ def test_acceptance_11_the_learning_rates_of_head_and_encoder(recipe, ratio, hea
 
 def test_acceptance_12_chunks_of_a_batch_are_the_official_gpus():
     assert_stands(
-        "engine/test_same_mathematics.py",
+        "training/test_same_mathematics.py",
         "test_the_official_gpus_are_parts_of_the_batch",
     )
-    assert_stands("model/test_losses.py", "test_the_mean_over_ranks_is_the_loss_of_the_whole_batch")
+    assert_stands("tasks/pretrain/test_losses.py", "test_the_mean_over_ranks_is_the_loss_of_the_whole_batch")
 
 
 def test_acceptance_13_what_a_mode_does_not_use_does_not_move():
     assert_stands(
-        "engine/test_same_finetuning.py",
+        "tasks/finetune/test_same_finetuning.py",
         "test_acceptance_13_what_a_mode_does_not_use_stays_and_all_else_moves",
         "test_a_linear_probe_moves_the_head_alone",
     )
@@ -203,21 +205,21 @@ def test_acceptance_13_what_a_mode_does_not_use_does_not_move():
 
 def test_acceptance_14_averaged_weights():
     assert_stands(
-        "engine/test_finetuning.py",
+        "tasks/finetune/test_finetuning.py",
         "test_acceptance_14_averaged_weights_are_the_mean_of_those_after_each_epoch_of_the_range",
     )
 
 
 def test_acceptance_14_probabilities_are_averaged_over_ten_frames():
     assert_stands(
-        "evaluate/test_evaluate_command.py",
+        "evaluation/test_evaluate_command.py",
         "test_averaged_weights_are_scored_by_the_mean_probability_of_ten_frames_in_every_mode",
     )
 
 
 def test_acceptance_15_retrieval_with_and_without_ties():
     assert_stands(
-        "evaluate/test_retrieval.py",
+        "evaluation/test_retrieval.py",
         "test_the_rank_of_the_partner_counts_those_before_it",
         "test_a_tie_counts_against_the_query_so_a_collapsed_model_ranks_last",
         "test_scores_equal_a_double_loop_over_random_features_with_ties",
@@ -226,6 +228,6 @@ def test_acceptance_15_retrieval_with_and_without_ties():
 
 def test_acceptance_16_inpainting_keeps_visible_patches():
     assert_stands(
-        "evaluate/test_inpainting.py",
+        "evaluation/test_inpainting.py",
         "test_acceptance_16_visible_patches_stay_bit_for_bit_and_hidden_ones_are_the_predictions",
     )

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 import cavmae_ds
-from cavmae_ds import embedding
-from cavmae_ds.data.inputs import video_input
-from cavmae_ds.data.media import read_clip
-from cavmae_ds.data.schema import decode_frame
+from cavmae_ds.data.format.schema import decode_frame
+from cavmae_ds.data.prepare.inputs import video_input
+from cavmae_ds.data.prepare.media import read_clip
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError
-from cavmae_ds.exchange.official import save_official
-from cavmae_ds.exchange.single_file import save_single_file
-from cavmae_ds.exchange.weights import Kind, Weights
+from cavmae_ds.evaluation import embedding
+from cavmae_ds.models.cavmae.official_file import save_official
+from cavmae_ds.models.cavmae.state_dict import Kind, Weights
+from cavmae_ds.weights.single_file import save_single_file
 from tests.data.media_files import numbered_video, tone, write_media
-from tests.exchange.small_models import SIZES, run_folder, small_model
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
+from tests.weights.small_models import SIZES, run_folder, small_model
 
 RATE_HZ = 44_100
 

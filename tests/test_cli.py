@@ -10,7 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cavmae_ds.cli import app
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 COMMANDS = get_command(app).commands
 BELOW = [(name, below) for name, command in COMMANDS.items() for below in getattr(command, "commands", ())]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.messages import for_display, log_to_stderr, values_without_secrets, without_secrets
+from cavmae_ds.errors import for_display, values_without_secrets, without_secrets
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.log import LOG, LogWriter, read_log
-from tests.launcher import PRETRAIN, fork_cavmae, fork_script
+from cavmae_ds.terminal import log_to_stderr
+from tests.ranks import PRETRAIN, fork_cavmae, fork_script
 
 PASSWORD = "hun/t#er?2@"
 
@@ -88,7 +89,7 @@ def test_a_process_whose_streams_were_closed_ends_as_it_should(tmp_path):
     program = (
         "from cavmae_ds.messages import open_standard_streams; open_standard_streams();"
         "file = open('file', 'w'); assert file.fileno() > 2, file; print('x');"
-        "import sys; sys.stdout = None; from cavmae_ds.survival.leaving import leave; leave(0)"
+        "import sys; sys.stdout = None; from cavmae_ds.fault_tolerance.exit import leave; leave(0)"
     )
     closed = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", program]
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.checkpoint import checkpoint_root
-from cavmae_ds.exchange.single_file import save_single_file
-from cavmae_ds.exchange.weights import Weights
+from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.weights.single_file import save_single_file
 from tests.checkpoint.made import make_checkpoint
 from tests.commands_worker import MAY_NOT_MOUNT
 from tests.compare.test_compare import run_folder
 from tests.data.official_files import OfficialFolder
-from tests.exchange.small_models import SIZES, small_model
-from tests.launcher import fork_script
+from tests.ranks import fork_script
+from tests.weights.small_models import SIZES, small_model
 
 WORKER = Path(__file__).with_name("commands_worker.py")
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.checkpoint import checkpoint_root
-from cavmae_ds.data.prepare import PrepareSettings, prepare
+from cavmae_ds.data.prepare.videos import PrepareSettings, prepare
 from cavmae_ds.data.synthetic import synthesize
-from cavmae_ds.evaluate.score_tables import class_table
-from cavmae_ds.exchange.single_file import save_single_file
-from cavmae_ds.exchange.weights import Weights
-from cavmae_ds.finetune_end import _as_text
+from cavmae_ds.evaluation.score_tables import class_table
+from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.tasks.finetune.final_evaluation import _as_text
+from cavmae_ds.weights.single_file import save_single_file
 from tests.checkpoint.made import make_checkpoint
 from tests.compare.test_compare import run_folder
-from tests.exchange.small_models import SIZES, small_model
-from tests.launcher import fork_script
+from tests.ranks import fork_script
+from tests.weights.small_models import SIZES, small_model
 
 WORKER = Path(__file__).with_name("commands_worker.py")
 FOLDERS = (

@@ -5,18 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.exchange.small_models import run_folder, small_model
-from tests.launcher import CHECKOUT, environment
+from tests.ranks import CHECKOUT, environment
+from tests.weights.small_models import run_folder, small_model
 
 PROBE = """
 import sys
-from cavmae_ds import launched
+from cavmae_ds import train_cli
 from cavmae_ds.cli import app
 
 def run(command, arguments, absent):
     sys.argv = ["command", *arguments]
     try:
-        launched.main(command) if command is not app else app(arguments, prog_name="cavmae")
+        train_cli.main(command) if command is not app else app(arguments, prog_name="cavmae")
     except SystemExit as end:
         assert not end.code, (arguments, end.code)
     loaded = [name for name in absent if name in sys.modules]
@@ -29,7 +29,7 @@ for arguments in (
     ["inspect", shards, "--verify"],
 ):
     run(app, arguments, [*heavy, "torch", "matplotlib"])
-run(launched.pretrain_command, [run_file, "--dry-run"], heavy)
+run(train_cli.pretrain_command, [run_file, "--dry-run"], heavy)
 run(app, ["plan", run_file, "--gpus", "1"], heavy)
 run(app, ["stats", shards, "--workers", "1"], heavy)
 run(app, ["export", run_dir, "--out", run_dir + "/out.safetensors"], heavy)

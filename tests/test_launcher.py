@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launcher import fork_cavmae, fork_ranks, launch, start_ranks
+from tests.ranks import fork_cavmae, fork_ranks, launch, start_ranks
 
 TELL = """\
 import json, os, random, sys, tempfile, torch

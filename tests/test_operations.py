@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "operations.md"
 VALUE = "\0"

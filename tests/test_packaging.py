@@ -8,13 +8,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 PROBE = """
 import os
 import streaming, timm  # they set variables of their own
 before = dict(os.environ)
-import cavmae_ds.kernels.philox, cavmae_ds.cli, cavmae_ds.pretrain
+import cavmae_ds.kernels.philox, cavmae_ds.cli, cavmae_ds.tasks.pretrain.task
 assert dict(os.environ) == before, "importing changed the environment"
 print(cavmae_ds.kernels.philox.__file__)
 """

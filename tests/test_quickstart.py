@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.evaluate.curves import read_curves
-from tests.launcher import CHECKOUT
+from cavmae_ds.evaluation.roc_curves import read_curves
+from tests.ranks import CHECKOUT
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ import re
 import torch
 from rich.console import Console
 
-from cavmae_ds.evaluate.classification import classification_scores
-from cavmae_ds.evaluate.judging import ModeScores
-from cavmae_ds.evaluate.score_tables import mode_table
+from cavmae_ds.evaluation.classification import classification_scores
+from cavmae_ds.evaluation.inference import ModeScores
+from cavmae_ds.evaluation.score_tables import mode_table
 from cavmae_ds.terminal import folding_table
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 
 def printed(table, width: int) -> str:

@@ -25,7 +25,7 @@ from cavmae_ds.checkpoint.folder import (
 )
 from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.data.store import S3Store, bucket_and_prefix
+from cavmae_ds.data.storage import S3Store, bucket_and_prefix
 from cavmae_ds.data.transfers import (
     FINAL_ATTEMPTS,
     FIRST_PAUSE_S,

@@ -17,10 +17,16 @@ from torch import Tensor
 
 from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import FROZEN, MASTER, MEANS, Piece, PieceReader
-from cavmae_ds.distributed import World
-from cavmae_ds.ema import RunningMean
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.distributed.zero_layout import (
+    Fragment,
+    find_partitions,
+    frozen_stretches,
+    rewriting,
+    whole_shape,
+)
 from cavmae_ds.errors import shortened
-from cavmae_ds.partitions import Fragment, find_partitions, frozen_stretches, rewriting, whole_shape
+from cavmae_ds.training.ema import RunningMean
 
 
 class Scalars(BaseModel):

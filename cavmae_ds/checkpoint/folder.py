@@ -19,8 +19,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
 from pydantic_core import from_json
 
+from cavmae_ds.atomic_io import flush
 from cavmae_ds.checkpoint.manifest_file import checked_fields, contradiction, manifest_bytes
-from cavmae_ds.durable import flush
 from cavmae_ds.errors import CheckpointError, shortened
 
 FORMAT = 3

@@ -15,10 +15,11 @@ import yaml
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from cavmae_ds.checkpoint.folder import Manifest
-from cavmae_ds.config import CommonConfig, RunConfig
-from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.config.on_resume import ALLOWABLE, OnResume, settings, values_by_key
+from cavmae_ds.config.sections.common import RunConfig
 from cavmae_ds.errors import CheckpointError
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Resumption(NamedTuple):
     """Entries of resume.allow that have allowed a change by now, and allow no other one."""
 
 
-def identity(cfg: CommonConfig, numbers: CommonNumbers, used: Sequence[str] = ()) -> dict[str, Any]:
+def identity(cfg: RunConfig, numbers: CommonNumbers, used: Sequence[str] = ()) -> dict[str, Any]:
     """What the manifest keeps to be compared: setting -> value, as JSON has them; and the used entries."""
     values = values_by_key(cfg.model_dump(mode="json"))
     compared = {one.key: values[one.key] for one in settings(type(cfg)) if one.kind in _COMPARED}
@@ -78,7 +79,7 @@ def identity(cfg: CommonConfig, numbers: CommonNumbers, used: Sequence[str] = ()
         compared[_INDEX] = "+".join(numbers.fingerprints)
     if isinstance(numbers, FinetuneNumbers):
         compared["classifier.classes"] = numbers.classes
-    if isinstance(cfg, RunConfig):
+    if isinstance(cfg, PretrainConfig):
         if not cfg.augment.noise:  # may be given up
             del compared["augment.noise"]
         if cfg.loss.contrastive_weight > 0:
@@ -88,7 +89,7 @@ def identity(cfg: CommonConfig, numbers: CommonNumbers, used: Sequence[str] = ()
     return compared | ({_USED: list(used)} if used else {})
 
 
-def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers, address: str) -> Resumption:
+def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers, address: str) -> Resumption:
     """What differs from a checkpoint. Raises CheckpointError, naming it, for what must not, or not without consent."""
     changes, used = _changes(manifest, cfg, numbers), manifest.identity.get(_USED, [])
     refused = [one for one in changes if one.refusable and not one.allowed(cfg.resume.allow, used)]
@@ -100,7 +101,7 @@ def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers
             f"{differences}); restore it, choose another run_dir, or allow it with resume.allow: "
             f"{_entries(refused, cfg, used)}"
         )
-    if refused and isinstance(cfg, RunConfig):
+    if refused and isinstance(cfg, PretrainConfig):
         (pool,) = refused
         raise CheckpointError(
             f"checkpoint {address!r} has every clip compared among {pool.was}, this run (ranks: {numbers.ranks}, "
@@ -113,7 +114,7 @@ def check_same_run(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers
     return Resumption(changes, [*used, *(entry for entry in cfg.resume.allow if entry in needed.difference(used))])
 
 
-def _changes(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers) -> list[Change]:
+def _changes(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers) -> list[Change]:
     """First what is refusable, then all other settings that differ."""
     kinds = {one.key: one.kind for one in settings(type(cfg))}
     # An older version kept fewer keys in the identity, but its whole config; a key that is newer than that version did
@@ -147,7 +148,7 @@ def _changes(manifest: Manifest, cfg: CommonConfig, numbers: CommonNumbers) -> l
     ]
 
 
-def _entries(refused: Sequence[Change], cfg: CommonConfig, used: Sequence[str]) -> str:
+def _entries(refused: Sequence[Change], cfg: RunConfig, used: Sequence[str]) -> str:
     """What to write, with the value where an entry of the key alone is used up."""
     entries = [one.entry(one.consents[0]) if one.consents[0] in used else one.consents[0] for one in refused]
     spent = [one.consents[0] for one in refused if one.consents[0] in {*used} & {*cfg.resume.allow}]
@@ -169,7 +170,7 @@ def _is(text: str, value: Any) -> bool:
         return False
 
 
-def _warn_of_other_origin(changes: Sequence[Change], cfg: CommonConfig, address: str) -> None:
+def _warn_of_other_origin(changes: Sequence[Change], cfg: RunConfig, address: str) -> None:
     origin = [str(change) for change in changes if change.key.startswith("init.")]
     if cfg.init.given and origin:
         log.warning(
@@ -178,7 +179,7 @@ def _warn_of_other_origin(changes: Sequence[Change], cfg: CommonConfig, address:
         )  # fmt: skip
 
 
-def _pool(cfg: RunConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:
+def _pool(cfg: PretrainConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:
     """Candidates for a clip in the contrastive loss, itself among them (contrastive.Negatives)."""
     if cfg.contrastive.chunks:
         return cfg.train.global_batch // cfg.contrastive.chunks
@@ -186,7 +187,7 @@ def _pool(cfg: RunConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:
     return everywhere if cfg.contrastive.negatives == "global" else everywhere // ranks
 
 
-def _advice(cfg: RunConfig, ranks_before: int, ranks: int, pool: int) -> str:
+def _advice(cfg: PretrainConfig, ranks_before: int, ranks: int, pool: int) -> str:
     """What gives so many candidates again: "set train.micro_batch: 4 or contrastive.two_pass: true"."""
     batch, two_pass = cfg.train.global_batch, cfg.contrastive.two_pass
     fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from cavmae_ds.checkpoint.bucket import Bucket, patiently
 from cavmae_ds.checkpoint.holder import RENEW_S, Holder, Observation, RunInUse
 from cavmae_ds.checkpoint.run_lock import LOCK
-from cavmae_ds.data.store import S3Store
+from cavmae_ds.data.storage import S3Store
 from cavmae_ds.errors import DataError
 
 log = logging.getLogger(__name__)

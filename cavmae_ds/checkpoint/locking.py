@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.checkpoint.disk import find_disk
 from cavmae_ds.checkpoint.folder import checkpoint_root
 from cavmae_ds.checkpoint.holder import RunInUse
 from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.restoring import on_each_rank
 from cavmae_ds.checkpoint.run_lock import RunLock
-from cavmae_ds.config import CommonConfig
-from cavmae_ds.distributed import World
-from cavmae_ds.survival.leaving import ExitCode
-from cavmae_ds.survival.watch import Watch
+from cavmae_ds.checkpoint.shared_dir import find_disk
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.fault_tolerance.exit import ExitCode
+from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
 
 
 @contextmanager
-def locked_run(cfg: CommonConfig, world: World, watch: Watch) -> Iterator[Lease | None]:
+def locked_run(cfg: RunConfig, world: World, watch: Watch) -> Iterator[Lease | None]:
     """Hold the lock of the run folder, on the disk of each host where they share none, and seek the bucket's lease.
 
     All ranks call it; the first one gets the lease, if checkpoint.address is set. Raises CheckpointError, on all ranks,

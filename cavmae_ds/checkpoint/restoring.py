@@ -11,7 +11,6 @@ from threading import Lock
 from typing import NamedTuple, TypeVar
 
 from cavmae_ds.checkpoint.bucket import Bucket
-from cavmae_ds.checkpoint.disk import Disk, told_by_first_rank
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
     MANIFEST,
@@ -27,7 +26,9 @@ from cavmae_ds.checkpoint.folder import (
     verify,
     whole_checkpoints_in,
 )
-from cavmae_ds.distributed import World, barrier, from_all_ranks
+from cavmae_ds.checkpoint.shared_dir import Disk, told_by_first_rank
+from cavmae_ds.distributed.collectives import barrier, from_all_ranks
+from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, DataError
 
 log = logging.getLogger(__name__)

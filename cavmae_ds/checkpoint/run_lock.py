@@ -19,8 +19,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from cavmae_ds.atomic_io import cannot_write
 from cavmae_ds.checkpoint.holder import RENEW_S, Holder, Observation, RunInUse
-from cavmae_ds.durable import cannot_write
 from cavmae_ds.errors import CheckpointError
 
 LOCK = "run.lock"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.checkpoint.disk import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.engine_state import EngineState
 from cavmae_ds.checkpoint.folder import DamagedCheckpoint, Manifest, checkpoint_root
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
@@ -16,13 +15,15 @@ from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.restoring import newest_first, restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.rewinds import Rewinds
+from cavmae_ds.checkpoint.shared_dir import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
-from cavmae_ds.config import CommonConfig
-from cavmae_ds.config.derived import CommonNumbers
-from cavmae_ds.distributed import World, from_first_rank
-from cavmae_ds.ema import RunningMean
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.collectives import from_first_rank
+from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError
+from cavmae_ds.training.batch_plan import CommonNumbers
+from cavmae_ds.training.ema import RunningMean
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        cfg: CommonConfig,
+        cfg: RunConfig,
         numbers: CommonNumbers,
         world: World,
         engine: Any,

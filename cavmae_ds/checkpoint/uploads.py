@@ -21,10 +21,11 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 
 from cavmae_ds.checkpoint.bucket import Bucket
-from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard, told_by_first_rank
 from cavmae_ds.checkpoint.folder import Manifest, is_whole, read_manifest, step_name, whole_checkpoints_in
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.distributed import World, is_lost_connection
+from cavmae_ds.checkpoint.shared_dir import Disk, Outcome, told_by_first_rank
+from cavmae_ds.distributed.mailbox import Talk, Unheard
+from cavmae_ds.distributed.process_group import World, is_lost_connection
 from cavmae_ds.errors import CheckpointError, UserError
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint.folder import Manifest, read_manifest, whole_checkpoints
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
-from cavmae_ds.durable import written_whole
 from cavmae_ds.errors import CheckpointError
 
 MADE_BY = {EMA: "train.ema_clips", AVERAGED: "section average of a finetuning run"}

@@ -24,13 +24,14 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cavmae_ds.checkpoint.disk import Disk, Outcome, Talk, Unheard
+from cavmae_ds.atomic_io import flush
 from cavmae_ds.checkpoint.folder import FileRecord, Manifest, commit, file_hash, partial, remove_partials
 from cavmae_ds.checkpoint.layout import Piece, rank_file
 from cavmae_ds.checkpoint.retention import Retention, thin_out
+from cavmae_ds.checkpoint.shared_dir import Disk, Outcome
 from cavmae_ds.checkpoint.uploads import Uploads
-from cavmae_ds.distributed import World
-from cavmae_ds.durable import flush
+from cavmae_ds.distributed.mailbox import Talk, Unheard
+from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import distinct
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from cavmae_ds.durable import written_whole
+from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.terminal import DisplayConsole, folding_table
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from cavmae_ds.compare.runs import Axis, ComparedRun, differences
-from cavmae_ds.messages import as_label
+from cavmae_ds.errors import as_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 """Okabe and Ito's: told apart by people who do not see all colours."""

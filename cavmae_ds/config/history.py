@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.config.load import to_yaml
-from cavmae_ds.config.sections.common import CommonConfig
-from cavmae_ds.durable import written_whole
+from cavmae_ds.config.sections.common import RunConfig
 
 CONFIG = "config.yaml"
 
 
-def write_config(cfg: CommonConfig, step: int) -> None:
+def write_config(cfg: RunConfig, step: int) -> None:
     """Write RUN/config.yaml for the steps after `step`.
 
     If it held other settings, they stay as config-until-step-N.yaml. No earlier file is overwritten.

@@ -1,4 +1,4 @@
-"""From a YAML file and `section.key=value` overrides to a checked RunConfig, and back to YAML."""
+"""From a YAML file and `section.key=value` overrides to a checked PretrainConfig, and back to YAML."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cavmae_ds.config.sections.common import CommonConfig
-from cavmae_ds.config.sections.finetune import FinetuneConfig
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.common import RunConfig
 from cavmae_ds.config.yaml_reader import MOST_DEPTH, Dumper, parse_yaml, read_yaml
 from cavmae_ds.errors import ConfigError, shortened
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
-Kind = TypeVar("Kind", bound=CommonConfig)
+Kind = TypeVar("Kind", bound=RunConfig)
 
 MOST_PROBLEMS = 8
 """Named in one sentence."""
 
-KINDS: tuple[type[CommonConfig], ...] = (RunConfig, FinetuneConfig)
+KINDS: tuple[type[RunConfig], ...] = (PretrainConfig, FinetuneConfig)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Read a pretraining run's file; see load_run."""
-    return load_run(path, RunConfig, overrides)
+    return load_run(path, PretrainConfig, overrides)
 
 
 def load_run(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kind:
@@ -50,9 +50,9 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def validate_config(values: dict[str, Any]) -> RunConfig:
+def validate_config(values: dict[str, Any]) -> PretrainConfig:
     """Check plain values of a pretraining run (as read from YAML); see load_run for the errors."""
-    return validate_run(values, RunConfig)
+    return validate_run(values, PretrainConfig)
 
 
 def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
@@ -72,14 +72,14 @@ def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
         raise ConfigError("; ".join(_sentence(problem, kind) for problem in problems[:MOST_PROBLEMS]) + more) from None
 
 
-def load_any_run(path: Path, overrides: Sequence[str] = ()) -> CommonConfig:
+def load_any_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's file: of finetuning if it has a section that only that has, else of pretraining; see load_run."""
     values = read_values(path, overrides)
-    finetunes = values.keys() & (FinetuneConfig.model_fields.keys() - RunConfig.model_fields.keys())
-    return validate_run(values, FinetuneConfig) if finetunes else validate_run(values, RunConfig)
+    finetunes = values.keys() & (FinetuneConfig.model_fields.keys() - PretrainConfig.model_fields.keys())
+    return validate_run(values, FinetuneConfig) if finetunes else validate_run(values, PretrainConfig)
 
 
-def to_yaml(config: CommonConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """The resolved config, every key with its value, loadable by load_run."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
 

@@ -19,8 +19,8 @@ from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from PIL import Image, ImageColor
 
-from cavmae_ds.data.schema import AUDIO_RATE_HZ
-from cavmae_ds.durable import make_folder, written_whole
+from cavmae_ds.atomic_io import make_folder, written_whole
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ
 from cavmae_ds.errors import ConfigError
 
 TAU = 2 * np.pi

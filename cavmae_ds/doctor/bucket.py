@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from itertools import count, islice
 from typing import Any, NamedTuple
 
-from cavmae_ds.data.store import S3Store, open_store, s3_client
+from cavmae_ds.data.storage import S3Store, open_store, s3_client
 from cavmae_ds.doctor.clocks import clock_finding
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.doctor.space import STORED_CLIP_BYTES

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cavmae_ds.durable import written_whole
+from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.errors import RankError, UserError
-from cavmae_ds.survival.leaving import ExitCode, leave, say
+from cavmae_ds.fault_tolerance.exit import ExitCode, leave, say
 from cavmae_ds.terminal import DisplayConsole
 
 if TYPE_CHECKING:
-    from cavmae_ds.config import CommonConfig
+    from cavmae_ds.config.sections.common import RunConfig
     from cavmae_ds.doctor.examine import Asked
     from cavmae_ds.doctor.report import Line
 
@@ -67,7 +67,7 @@ def doctor(
 
 def _together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[int, str]]:
     """Returns on the first rank alone."""
-    from cavmae_ds.distributed import is_lost_connection
+    from cavmae_ds.distributed.process_group import is_lost_connection
     from cavmae_ds.doctor.ranks import examine_together
 
     try:
@@ -85,17 +85,18 @@ def _together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[int, str]
     return lines, hosts
 
 
-def _config(run: Path | None, overrides: Sequence[str]) -> CommonConfig:
+def _config(run: Path | None, overrides: Sequence[str]) -> RunConfig:
     """The run of whichever kind, or the defaults. Raises ConfigError as load_run does."""
-    from cavmae_ds.config import FinetuneConfig, RunConfig
     from cavmae_ds.config.load import read_values, validate_run
+    from cavmae_ds.tasks.finetune.config import FinetuneConfig
+    from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
     if run is None:
-        return validate_run({"train": {"epochs": 1}}, RunConfig)
+        return validate_run({"train": {"epochs": 1}}, PretrainConfig)
     values = read_values(run, overrides)
-    if values.keys() & (FinetuneConfig.model_fields.keys() - RunConfig.model_fields.keys()):
+    if values.keys() & (FinetuneConfig.model_fields.keys() - PretrainConfig.model_fields.keys()):
         return validate_run(values, FinetuneConfig)
-    return validate_run(values, RunConfig)
+    return validate_run(values, PretrainConfig)
 
 
 def _tell(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int, json_file: Path | None) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from cavmae_ds.config import CommonConfig
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
-from cavmae_ds.launched import ranks_of_this_host
 from cavmae_ds.terminal import available_cores
 
 GIB = 2**30
@@ -21,7 +21,7 @@ GPU_FILES = Path("/dev/nvidiactl"), Path("/dev/kfd")
 ANSWER_S = 20.0
 
 
-def check_devices(cfg: CommonConfig, local_rank: int) -> list[Finding]:
+def check_devices(cfg: RunConfig, local_rank: int) -> list[Finding]:
     """The rank's device, and that DeepSpeed will take the same."""
     if torch.cuda.is_available():
         return [*_gpu(cfg, local_rank), accelerator(os.environ.get("DS_ACCELERATOR", ""), True)]
@@ -50,7 +50,7 @@ def accelerator(told: str, gpu: bool) -> Finding:
     return ok("DS_ACCELERATOR", told or "not set: DeepSpeed finds the device by itself")
 
 
-def _gpu(cfg: CommonConfig, local_rank: int) -> list[Finding]:
+def _gpu(cfg: RunConfig, local_rank: int) -> list[Finding]:
     count = torch.cuda.device_count()
     if local_rank >= count:
         return [
@@ -88,7 +88,7 @@ def _driver() -> str:
     return said.stdout.partition("\n")[0].strip() or "unknown"
 
 
-def check_threads(cfg: CommonConfig) -> list[Finding]:
+def check_threads(cfg: RunConfig) -> list[Finding]:
     """Cores of this host against its ranks, their threads and their loader workers."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     return threads(available_cores(), ranks_of_this_host(), cfg.data.workers, told, torch.cuda.is_available())

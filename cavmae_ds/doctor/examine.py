@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
-from cavmae_ds.config.derived import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.bucket import check_address
 from cavmae_ds.doctor.compiling import check_compiler
 from cavmae_ds.doctor.devices import check_devices, check_threads
@@ -16,15 +16,17 @@ from cavmae_ds.doctor.finding import Check, Finding, bounded, ok
 from cavmae_ds.doctor.leftovers import check_leftovers
 from cavmae_ds.doctor.space import check_disk, check_limits, check_shared_memory, check_temporary
 from cavmae_ds.doctor.versions import check_versions
-from cavmae_ds.exchange.init import examine_start
-from cavmae_ds.launched import ranks_of_this_host
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.training.batch_plan import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.weights.init import examine_start
 
 
 @dataclass(frozen=True)
 class Asked:
     """What the doctor was told; the same on all ranks."""
 
-    cfg: CommonConfig
+    cfg: RunConfig
     has_run: bool
     """The config comes from a run file."""
     addresses: tuple[str, ...]
@@ -69,7 +71,7 @@ def _numbers(asked: Asked) -> list[Finding]:
     if isinstance(cfg, FinetuneConfig):
         numbers: CommonNumbers = derive_finetuning(cfg, asked.ranks)
     else:
-        assert isinstance(cfg, RunConfig)
+        assert isinstance(cfg, PretrainConfig)
         numbers = derive(cfg, asked.ranks)
     return [ok("run", f"{numbers.clips:,} clips, {numbers.total_steps:,} steps of {numbers.global_batch:,} clips")]
 

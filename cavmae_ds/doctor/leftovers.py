@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from cavmae_ds.data.shared_leftovers import FOLDER
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
+from cavmae_ds.fault_tolerance.shared_memory_leftovers import FOLDER
 
 YOUNG_S = 120.0
 """Younger files may belong to a process that has not opened them yet."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cavmae_ds.distributed import World, max_over_ranks, start_gather, start_max, sum_over_ranks
+from cavmae_ds.distributed.collectives import max_over_ranks, start_gather, start_max, sum_over_ranks
+from cavmae_ds.distributed.process_group import World
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 
 MIB, FLOAT_BYTES = 1 << 20, 4

@@ -29,7 +29,7 @@ import torch
 from torch.distributed import Store
 
 from cavmae_ds.config.load import to_yaml
-from cavmae_ds.distributed import World, open_store, open_world
+from cavmae_ds.distributed.process_group import World, open_store, open_world
 from cavmae_ds.doctor.clocks import clocks_of_ranks
 from cavmae_ds.doctor.environment import SHOWN
 from cavmae_ds.doctor.examine import Asked, own_findings, run_findings
@@ -38,7 +38,7 @@ from cavmae_ds.doctor.links import check_links, moment
 from cavmae_ds.doctor.report import Line, merged, spans
 from cavmae_ds.doctor.versions import installed_packages
 from cavmae_ds.errors import RankError
-from cavmae_ds.survival.leaving import ExitCode, leave, say
+from cavmae_ds.fault_tolerance.exit import ExitCode, leave, say
 
 JOIN_LIMITS = 2
 """Times the limit of one check that the ranks wait to meet: their starts are seconds apart."""

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cavmae_ds.doctor.finding import Finding, Verdict
-from cavmae_ds.messages import for_display, values_without_secrets
+from cavmae_ds.errors import for_display, values_without_secrets
 from cavmae_ds.terminal import folding_table
 
 VERSION = 1

@@ -10,20 +10,22 @@ from pathlib import Path
 
 import torch
 
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
-from cavmae_ds.data.handover import (
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.data.loading.handover import (
     LONGEST_TEMPORARY_FOLDER,
     check_temporary_folder,
     files_needed,
     larger,
     memory_needed,
 )
-from cavmae_ds.data.shared_leftovers import FOLDER
+from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.errors import distinct
-from cavmae_ds.launched import ranks_of_this_host
-from cavmae_ds.model.classifier import CLASSIFIERS
+from cavmae_ds.fault_tolerance.shared_memory_leftovers import FOLDER
+from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
 from cavmae_ds.plan.states import count
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 GIB, MIB = 2**30, 2**20
 ADAPTERS = Path("/sys/class/infiniband")
@@ -35,7 +37,7 @@ CLASSES = 527
 """Of AudioSet: a classifier whose classes are not in the run file."""
 
 
-def check_shared_memory(cfg: CommonConfig) -> list[Finding]:
+def check_shared_memory(cfg: RunConfig) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
     ranks, workers, clips = ranks_of_this_host(), cfg.data.workers, cfg.train.micro_batch
     needed = memory_needed(ranks, workers, clips, cfg.model.image_size)
@@ -52,7 +54,7 @@ def shared_memory(free: int, total: int, needed: int, whose: str) -> Finding:
     return fix("/dev/shm", said, f"{larger(total - free + needed)}, or fewer data.workers")
 
 
-def check_temporary(cfg: CommonConfig) -> list[Finding]:
+def check_temporary(cfg: RunConfig) -> list[Finding]:
     """TMPDIR is a folder that can be written, and its name leaves room for the workers' sockets."""
     folder, told = tempfile.gettempdir(), os.environ.get("TMPDIR", "")
     if told and Path(told).absolute() != Path(folder):
@@ -62,7 +64,7 @@ def check_temporary(cfg: CommonConfig) -> list[Finding]:
     return [ok("TMPDIR", f"{folder}, {length} of at most {LONGEST_TEMPORARY_FOLDER} bytes")]
 
 
-def check_disk(cfg: CommonConfig) -> list[Finding]:
+def check_disk(cfg: RunConfig) -> list[Finding]:
     """Free space where checkpoints and fetched shards go."""
     copies = cfg.checkpoint.keep_last + 1
     needed = copies * CHECKPOINT_BYTES * parameters(cfg)
@@ -77,13 +79,13 @@ def check_disk(cfg: CommonConfig) -> list[Finding]:
     return found
 
 
-def parameters(cfg: CommonConfig) -> int:
+def parameters(cfg: RunConfig) -> int:
     """Of the run's model; allocates nothing."""
     if isinstance(cfg, FinetuneConfig):
         with torch.device("meta"):
             model = CLASSIFIERS[cfg.classifier.model](cfg.model, cfg.classifier.classes or CLASSES)
         return sum(parameter.numel() for parameter in model.parameters())
-    assert isinstance(cfg, RunConfig)
+    assert isinstance(cfg, PretrainConfig)
     return count(cfg).total
 
 
@@ -100,7 +102,7 @@ def disk(name: str, folder: Path, needed: int, whose: str, do: str) -> Finding:
     return ok(name, said)
 
 
-def check_limits(cfg: CommonConfig, ranks: int) -> list[Finding]:
+def check_limits(cfg: RunConfig, ranks: int) -> list[Finding]:
     """Limits of the shell, which ranks inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = [open_files(soft, hard, files_needed(ranks, cfg.data.workers))]

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
-from cavmae_ds.installing import CHECKOUT, pip_install
+from cavmae_ds.errors import CHECKOUT, pip_install
 
 MATCHED = ("torch", "torchvision", "torchaudio", "triton", "deepspeed", "mosaicml-streaming", "numpy")
 """Made for each other by minor version (spec/engine-notes.md 8)."""

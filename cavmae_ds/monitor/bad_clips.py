@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from cavmae_ds.data.clips import BadClip, Damage
+from cavmae_ds.data.format.clips import BadClip, Damage
 from cavmae_ds.errors import DataError, distinct
 
 

@@ -13,9 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from cavmae_ds.durable import written_whole
-from cavmae_ds.errors import ConfigError
-from cavmae_ds.messages import for_display, without_secrets
+from cavmae_ds.atomic_io import written_whole
+from cavmae_ds.errors import ConfigError, for_display, without_secrets
 from cavmae_ds.monitor.log import LOG, LogWriter
 
 METRICS = (

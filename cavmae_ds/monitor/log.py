@@ -18,8 +18,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from cavmae_ds.errors import DataError
-from cavmae_ds.messages import values_without_secrets
+from cavmae_ds.errors import DataError, values_without_secrets
 
 LOG = "log.jsonl"
 BEGINNINGS = ("start", "resume")

@@ -13,22 +13,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cavmae_ds.checkpoint.disk import Outcome
 from cavmae_ds.checkpoint.identity import Change
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
-from cavmae_ds.config.derived import CommonNumbers
-from cavmae_ds.data.schema import Damage
-from cavmae_ds.distributed import World, from_all_ranks, mean_over_ranks, start_gather
-from cavmae_ds.evaluate.pictures import draw_reconstructions, drawable, figure_pixels
-from cavmae_ds.losses import ClassificationLosses, PretrainLosses
-from cavmae_ds.messages import for_display
+from cavmae_ds.checkpoint.shared_dir import Outcome
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.data.format.schema import Damage
+from cavmae_ds.distributed.collectives import from_all_ranks, mean_over_ranks, start_gather
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.errors import for_display
+from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, drawable, figure_pixels
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
 from cavmae_ds.monitor.speed import GIB, OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
 from cavmae_ds.monitor.texts import as_code, environment, hyperparameters, texts, this_machine
-from cavmae_ds.optim import learning_rate_share
-from cavmae_ds.step import StepDone
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.losses import ClassificationLosses
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.pretrain.losses import PretrainLosses
+from cavmae_ds.tasks.pretrain.step import StepDone
+from cavmae_ds.training.batch_plan import CommonNumbers
+from cavmae_ds.training.optim import learning_rate_share
 
 Item = TypeVar("Item")
 
@@ -62,7 +66,7 @@ class Monitor:
 
     def __init__(
         self,
-        cfg: CommonConfig,
+        cfg: RunConfig,
         numbers: CommonNumbers,
         world: World,
         step: int,
@@ -126,7 +130,7 @@ class Monitor:
         self._draw_saves()
         every = self._cfg.monitor.pictures_every
         due = every > 0 and step % every == 0 and not done.skipped
-        if self._curves and due and isinstance(self._cfg, RunConfig) and drawable(done.output):
+        if self._curves and due and isinstance(self._cfg, PretrainConfig) and drawable(done.output):
             names, normalised = done.evidence[-1].clip_ids, self._cfg.loss.normalise_pixels
             figure = draw_reconstructions(done.output, normalised, self._cfg.monitor.pictures, names)
             self._curves.picture("reconstructions", figure_pixels(figure), step)
@@ -217,7 +221,7 @@ class Monitor:
 
     def _losses(self, means: Tensor) -> dict[str, float]:
         """Field of the losses -> mean."""
-        if isinstance(self._cfg, RunConfig):
+        if isinstance(self._cfg, PretrainConfig):
             measured = PretrainLosses(*means).measured(self._cfg.contrastive)
         else:
             measured = ClassificationLosses(*means)._asdict()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cavmae_ds.distributed import World
-from cavmae_ds.partitions import Fragment, find_partitions
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.distributed.zero_layout import Fragment, find_partitions
 
 CLIPPING_EPS = 1e-6
 """What DeepSpeed and torch add to the norm before they divide by it."""

@@ -6,14 +6,15 @@ import shlex
 from pathlib import Path
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.config import CommonConfig, FinetuneConfig
-from cavmae_ds.config.derived import CommonNumbers
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.training.batch_plan import CommonNumbers
 
 HELD_OUT = "HELD_OUT_SHARDS"
 """Stands for a data set where the run names none that it was not trained on."""
 
 
-def start_line(cfg: CommonConfig, numbers: CommonNumbers, start: int) -> str:
+def start_line(cfg: RunConfig, numbers: CommonNumbers, start: int) -> str:
     """For the log of the first rank, before the first step. start: optimizer steps already done."""
     ranks = "1 rank" if numbers.ranks == 1 else f"{numbers.ranks:,} ranks"
     steps = f"steps {start + 1:,} to {numbers.total_steps:,} of {numbers.global_batch:,} clips"
@@ -24,7 +25,7 @@ def start_line(cfg: CommonConfig, numbers: CommonNumbers, start: int) -> str:
     )
 
 
-def end_line(cfg: CommonConfig) -> str:
+def end_line(cfg: RunConfig) -> str:
     """For the log of the first rank, when all is saved."""
     whole = whole_checkpoints(cfg.run_dir)
     checkpoint = whole[-1] if whole else cfg.checkpoint.address
@@ -38,5 +39,5 @@ def end_line(cfg: CommonConfig) -> str:
     return "\n  ".join([f"{_script(cfg)}: done: {checkpoint}; next:", *map(shlex.join, commands)])
 
 
-def _script(cfg: CommonConfig) -> str:
+def _script(cfg: RunConfig) -> str:
     return Path(cfg.script).stem

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import torch
 
-from cavmae_ds.config import CommonConfig
-from cavmae_ds.config.derived import CommonNumbers
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.config.on_resume import OnResume, settings, values_by_key
-from cavmae_ds.distributed import World
-from cavmae_ds.messages import without_secrets
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.errors import without_secrets
+from cavmae_ds.training.batch_plan import CommonNumbers
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming", "timm", "numpy", "av", "tensorboard")
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
@@ -47,7 +47,7 @@ def this_machine(world: World) -> Machine:
     return Machine(socket.gethostname(), device)
 
 
-def texts(cfg: CommonConfig, numbers: CommonNumbers, machines: Sequence[Machine]) -> dict[str, str]:
+def texts(cfg: RunConfig, numbers: CommonNumbers, machines: Sequence[Machine]) -> dict[str, str]:
     """Tag -> Markdown."""
     return {
         "run/config": as_code(to_yaml(cfg)),
@@ -78,7 +78,7 @@ def environment(machines: Sequence[Machine]) -> dict[str, str]:
     }
 
 
-def hyperparameters(cfg: CommonConfig) -> dict[str, float | str]:
+def hyperparameters(cfg: RunConfig) -> dict[str, float | str]:
     """`optim.learning_rate` -> 1e-4, and so on: what a run is listed with beside other runs.
 
     Settings that are not the default, so that the columns are few; where one is empty, it is.

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.engine_fragment import find_fragment
+from cavmae_ds.config.ds_config import find_fragment
 from cavmae_ds.errors import ConfigError, distinct
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import Choice, Planner, Prediction
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 ENGINES = tuple(Path("ds_configs") / name for name in ("zero2.json", "zero3.json", "zero3_offload.json"))
 """Tried after the run's own, from least to most communication."""
@@ -46,7 +46,7 @@ def recommend(planner: Planner) -> Prediction | None:
     return next((p for p in predictions if p.clips_per_second >= fastest * (1 - ALIKE)), None)
 
 
-def with_possible_micro_batch(cfg: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
+def with_possible_micro_batch(cfg: PretrainConfig, gpus: int) -> tuple[PretrainConfig, list[str]]:
     """The run with the largest micro-batch, up to its own, that divides the clips of a GPU; what was changed, and why.
 
     Only if none up to its own does, a larger one. As it is when its own does, or when no micro-batch can: derive
@@ -81,7 +81,7 @@ def check_fit(planner: Planner, recommended: Prediction | None) -> list[str]:
     return [f"{over}; it fits with {' '.join(recommended.choice.overrides())}"]
 
 
-def _chunks_are_whole(cfg: RunConfig, accumulation: int) -> bool:
+def _chunks_are_whole(cfg: PretrainConfig, accumulation: int) -> bool:
     """Whether no chunk of contrastive.negatives reaches over several of a step's micro-batches."""
     return not cfg.contrastive.chunks or cfg.contrastive.two_pass or cfg.contrastive.chunks % accumulation == 0
 

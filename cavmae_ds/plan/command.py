@@ -44,7 +44,6 @@ def plan(
       cavmae plan launch/recipes/base.yaml train.global_batch=16384 --gpus 64 --clips 1772023 --json
       cavmae plan RUN.yaml --gpu custom --memory-gib 24 --tflops 165 --bandwidth-tbs 1.0 --link-gbs 10
     """
-    from cavmae_ds.config.derived import derive
     from cavmae_ds.config.load import load_config
     from cavmae_ds.errors import ConfigError
     from cavmae_ds.plan.advice import check_fit, recommend, with_possible_micro_batch
@@ -52,6 +51,7 @@ def plan(
     from cavmae_ds.plan.predict import Machine, Planner
     from cavmae_ds.plan.report import document
     from cavmae_ds.plan.tables import tables
+    from cavmae_ds.training.batch_plan import derive
 
     cfg = load_config(run, overrides or [])
     machine = Machine(choose_gpu(gpu, memory_gib, tflops, bandwidth_tbs, link_gbs), gpus, gpus_per_node, mfu)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.engine_fragment import zero_stage
+from cavmae_ds.config.ds_config import zero_stage
 from cavmae_ds.plan.contrast import comparison, contrast_traffic
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import Parameters, bytes_per_value, zero_section
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 REUSE_DISTANCE = 1_000_000_000
 """DeepSpeed's default zero_optimization.stage3_max_reuse_distance: parameters used again so soon stay gathered."""
@@ -34,7 +34,7 @@ class Traffic:
 
 
 def traffic(
-    cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, modes: Modes, ranks: int, micro_batch: int
+    cfg: PretrainConfig, fragment: dict[str, Any], parameters: Parameters, modes: Modes, ranks: int, micro_batch: int
 ) -> Traffic:
     """What a step of the run makes one GPU receive; all zero on one GPU."""
     if ranks == 1:

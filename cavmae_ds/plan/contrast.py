@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cavmae_ds.config import RunConfig
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import FP32
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
 """Largest tile of logits that exists at once (kernels/contrastive_tiles.py)."""
@@ -30,7 +30,7 @@ class Comparison:
         return self.candidates > self.rows
 
 
-def comparison(cfg: RunConfig, modes: Modes, ranks: int, micro_batch: int) -> Comparison | None:
+def comparison(cfg: PretrainConfig, modes: Modes, ranks: int, micro_batch: int) -> Comparison | None:
     """None when the run has no contrastive loss. Two passes see the whole step at once, else each micro-batch."""
     if not cfg.loss.contrastive_weight:
         return None
@@ -44,7 +44,7 @@ def comparison(cfg: RunConfig, modes: Modes, ranks: int, micro_batch: int) -> Co
     return Comparison(rows, rows * ranks, times)
 
 
-def contrast_bytes(cfg: RunConfig, compared: Comparison | None) -> int:
+def contrast_bytes(cfg: PretrainConfig, compared: Comparison | None) -> int:
     """Bytes on one GPU while a loss and its gradient are computed; nothing grows with rows x candidates.
 
     Own rows of both modalities with their gradients; the candidates on the wire's dtype and their fp32 gradients
@@ -63,7 +63,7 @@ def contrast_bytes(cfg: RunConfig, compared: Comparison | None) -> int:
     return own + tile + statistics + elsewhere
 
 
-def contrast_traffic(cfg: RunConfig, compared: Comparison | None) -> int:
+def contrast_traffic(cfg: PretrainConfig, compared: Comparison | None) -> int:
     """Bytes that one GPU receives in an optimizer step: the other ranks' sounds once, their fp32 gradients once.
 
     A ring moves the sounds a second time, for its way back computes the logits anew, and takes each gradient one hop
@@ -79,7 +79,7 @@ def contrast_traffic(cfg: RunConfig, compared: Comparison | None) -> int:
     return compared.per_step * (rows + gradients + statistics)
 
 
-def contrast_flops(cfg: RunConfig, compared: Comparison | None) -> int:
+def contrast_flops(cfg: PretrainConfig, compared: Comparison | None) -> int:
     """FLOPs of one rank in an optimizer step: logits, logits again, gradients of both sides: 8 N D a clip.
 
     Both directions share them.
@@ -87,6 +87,6 @@ def contrast_flops(cfg: RunConfig, compared: Comparison | None) -> int:
     return compared.per_step * 8 * compared.rows * compared.candidates * cfg.model.embed_dim if compared else 0
 
 
-def _wire(cfg: RunConfig) -> int:
+def _wire(cfg: PretrainConfig) -> int:
     """Bytes of a value that travels."""
     return 2 if cfg.contrastive.gather_dtype == "bf16" else FP32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cavmae_ds.config import RunConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Modes:
     two_pass: bool
 
 
-def modes_of(cfg: RunConfig) -> Modes:
+def modes_of(cfg: PretrainConfig) -> Modes:
     """The switches as the run file sets them."""
     return Modes(
         decoder_chunk=cfg.model.decoder_chunk,

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.engine_fragment import read_fragment, zero_stage
+from cavmae_ds.config.ds_config import read_fragment, zero_stage
 from cavmae_ds.plan.activations import Activations, activations, stored_clip_bytes
 from cavmae_ds.plan.communication import Traffic, traffic
 from cavmae_ds.plan.contrast import comparison, contrast_bytes, contrast_flops
@@ -16,6 +15,7 @@ from cavmae_ds.plan.hardware import Gpu
 from cavmae_ds.plan.modes import Modes, modes_of
 from cavmae_ds.plan.speed import Time, step_time
 from cavmae_ds.plan.states import Parameters, States, count, offloads, states
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 HEADROOM = 0.1
 """Share of a card left for the CUDA context, NCCL and what the allocator cannot use [E]."""
@@ -91,7 +91,7 @@ class Prediction:
 class Planner:
     """Predicts for one run on one machine."""
 
-    cfg: RunConfig
+    cfg: PretrainConfig
     machine: Machine
     _fragments: dict[Path, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     _states: dict[Path, States] = field(default_factory=dict, compare=False, repr=False)

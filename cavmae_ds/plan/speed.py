@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.model.flops import encoder_flops, features_flops, training_flops
+from cavmae_ds.models.cavmae.flops import encoder_flops, features_flops, training_flops
 from cavmae_ds.plan.communication import Traffic
 from cavmae_ds.plan.hardware import Gpu
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import Parameters
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 LOSS_SHARE = 500 / 790
 """Share of the matrix rate that the tiled contrastive loss reaches [E] (spec/scale.md 3b)."""
@@ -40,12 +40,12 @@ class Time:
         return self.compute + self.loss + self.optimizer + self.exposed
 
 
-def flops_per_clip(cfg: RunConfig) -> int:
+def flops_per_clip(cfg: PretrainConfig) -> int:
     """FLOPs of forward and backward that MFU is reported against, whatever runs twice."""
     return training_flops(cfg.model, cfg.mask)
 
 
-def extra_work(cfg: RunConfig, modes: Modes) -> float:
+def extra_work(cfg: PretrainConfig, modes: Modes) -> float:
     """Share of a plain step's FLOPs that the modes run a second time."""
     again = modes.two_pass * features_flops(cfg.model, cfg.mask)
     again += modes.checkpoint_towers * encoder_flops(cfg.model, cfg.mask)
@@ -53,7 +53,7 @@ def extra_work(cfg: RunConfig, modes: Modes) -> float:
 
 
 def step_time(
-    cfg: RunConfig,
+    cfg: PretrainConfig,
     parameters: Parameters,
     received: Traffic,
     loss_flops: int,

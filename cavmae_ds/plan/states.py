@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cavmae_ds.config import ModelConfig, RunConfig
-from cavmae_ds.config.engine_fragment import zero_stage
-from cavmae_ds.model.cavmae import CAVMAE
+from cavmae_ds.config.ds_config import zero_stage
+from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "adam": 2, "lamb": 2, "lars": 1, "lion": 1}
@@ -67,7 +68,7 @@ def bytes_per_value(precision: str) -> int:
     return 2 if precision == "bf16" else FP32
 
 
-def count(cfg: RunConfig) -> Parameters:
+def count(cfg: PretrainConfig) -> Parameters:
     """The parameters of the run's model; allocates nothing."""
     return _count(cfg.model, cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0)
 
@@ -84,7 +85,7 @@ def _count(cfg: ModelConfig, mae: bool, contrastive: bool) -> Parameters:
     return Parameters(sum(sizes), trainable, decoder, sizes)
 
 
-def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
+def states(cfg: PretrainConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
     """What each of `ranks` GPUs holds under the engine fragment of the run."""
     stage, zero = zero_stage(fragment), zero_section(fragment)
     value = bytes_per_value(cfg.train.precision)
@@ -122,7 +123,7 @@ def _gradients(stage: int, precision: str, trainable: int, ranks: int) -> int:
     )  # ZeRO-1 in fp32 runs the code of stage 2: reduced as soon as a bucket is full
 
 
-def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: RunConfig) -> int:
+def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: PretrainConfig) -> int:
     if stage == 0 or (stage == 1 and cfg.train.precision == "bf16") or not zero.get("contiguous_gradients", True):
         return 0
     copies = 2 if stage != 3 and zero.get("overlap_comm", False) else 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.launcher import CHECKOUT, CPU
+from tests.ranks import CHECKOUT, CPU
 
 SOURCES = sorted(CHECKOUT.glob("benchmarks/*.py"))
 BENCHMARKS = [path.stem for path in SOURCES if '__name__ == "__main__"' in path.read_text()]

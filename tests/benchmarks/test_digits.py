@@ -14,10 +14,10 @@ from benchmarks.digits import STEPS_PER_MINUTE, main
 from benchmarks.digits_look import Clips, explained, probes, retrieval
 from benchmarks.digits_report import floors, tables
 from benchmarks.digits_runs import MODES
-from cavmae_ds.config import DataConfig
-from cavmae_ds.data.shards import read_manifest
+from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.format.shards import read_manifest
 from tests.data.official_files import recordings
-from tests.launcher import fork_ranks
+from tests.ranks import fork_ranks
 
 
 def test_floors_are_what_a_perfect_knower_of_a_factor_would_pay():

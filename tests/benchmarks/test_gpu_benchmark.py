@@ -18,9 +18,9 @@ import torch
 from benchmarks.gpu import SECTIONS, Job, chosen_cases, run, steps
 from benchmarks.report import Report, Row, floor_ms, mfu, rate, slug, table
 from benchmarks.step import WAYS, training_step
-from cavmae_ds.config import ModelConfig
 from cavmae_ds.kernels.cases import CASES, Case
 from cavmae_ds.kernels.shapes import base
+from cavmae_ds.models.cavmae.config import ModelConfig
 
 CHECKOUT = Path(__file__).parents[2]
 DAY = datetime(2030, 1, 2, tzinfo=timezone.utc)

@@ -11,7 +11,7 @@ from benchmarks.loader import for_one_h200, main, rows_of
 from benchmarks.loaders import WAYS, LoaderCost, least_clips
 from benchmarks.material import records
 from benchmarks.turns import Spent, take_turns
-from cavmae_ds.data.schema import FRAMES_PER_CLIP, decode_frame
+from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, decode_frame
 
 
 def test_ways_take_turns_and_the_first_round_does_not_count():

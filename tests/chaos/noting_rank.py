@@ -15,9 +15,10 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from cavmae_ds import launched, loop
-from cavmae_ds.data.front_end import Ready
-from cavmae_ds.step import StepDone
+from cavmae_ds import train_cli
+from cavmae_ds.data.transforms.front_end import Ready
+from cavmae_ds.tasks.pretrain.step import StepDone
+from cavmae_ds.training import loop
 
 PACE = "pace"
 
@@ -25,7 +26,7 @@ PACE = "pace"
 def main() -> None:
     folder, steps = Path(sys.argv.pop(2)), loop._steps  # after --local_rank
     loop._steps = lambda run, *others: steps(noting(run, folder), *others)
-    launched.main()
+    train_cli.main()
 
 
 def noting(run: loop.Run, folder: Path) -> loop.Run:

@@ -13,7 +13,7 @@ import psutil
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from tests.chaos.noting_rank import PACE
-from tests.launcher import CHECKOUT, environment
+from tests.ranks import CHECKOUT, environment
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 SHARED_MEMORY = Path("/dev/shm")

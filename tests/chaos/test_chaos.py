@@ -15,12 +15,12 @@ import torch
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.data.store import open_store
-from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.data.storage import open_store
+from cavmae_ds.evaluation.roc_curves import read_curves
 from tests.chaos import disturbances as to
 from tests.chaos.supervised import SupervisedRun
 from tests.data.small_shards import small_shards
-from tests.launcher import fork_ranks
+from tests.ranks import fork_ranks
 from tests.s3_server import RestartableServer
 
 NOTING_RANK = Path(__file__).with_name("noting_rank.py")

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint import writer
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.checkpoint.disk import find_disk
 from cavmae_ds.checkpoint.folder import Manifest, checkpoint_root
 from cavmae_ds.checkpoint.layout import MASTER, Piece, PieceReader
 from cavmae_ds.checkpoint.restoring import FilePath, restore
 from cavmae_ds.checkpoint.retention import Retention
+from cavmae_ds.checkpoint.shared_dir import find_disk
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
-from cavmae_ds.distributed import World, close_world, open_world
+from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.errors import CheckpointError
 
 

@@ -15,7 +15,7 @@ from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import FROZEN, PieceReader
 from tests.checkpoint.world_worker import CELLS, SAVED_AT, STAGES, Cell
-from tests.launcher import fork_ranks
+from tests.ranks import fork_ranks
 
 pytestmark = pytest.mark.slow
 

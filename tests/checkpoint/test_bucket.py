@@ -18,7 +18,7 @@ from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.run_lock import LOCK
 from tests.checkpoint.test_saving import RANK_0, RANK_1, WORKER, both, two_ranks
-from tests.launcher import PRETRAIN, fork_ranks, start_ranks
+from tests.ranks import PRETRAIN, fork_ranks, start_ranks
 from tests.s3_server import RestartableServer
 
 

@@ -17,7 +17,7 @@ from cavmae_ds.checkpoint.commands import checkpoint
 from cavmae_ds.checkpoint.folder import partial, read_manifest
 from cavmae_ds.errors import CheckpointError
 from tests.checkpoint.made import flip_a_byte, make_checkpoint
-from tests.launcher import fork_cavmae
+from tests.ranks import fork_cavmae
 
 
 def cavmae_checkpoint(*words: object, code: int = 0) -> str:

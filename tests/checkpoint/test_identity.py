@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 
 from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
-from cavmae_ds.config import FinetuneConfig, RunConfig
-from cavmae_ds.config.derived import CommonNumbers, FinetuneNumbers
 from cavmae_ds.config.load import validate_config, validate_run
 from cavmae_ds.errors import CheckpointError
-from tests.engine.optim_problem import numbers
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
+from tests.training.optim_problem import numbers
 
 BATCH = 16
 
 
-def run(train: dict[str, Any], **sections: Any) -> RunConfig:
+def run(train: dict[str, Any], **sections: Any) -> PretrainConfig:
     return validate_config({"train": {"global_batch": BATCH, "steps": 4, "precision": "fp32"} | train, **sections})
 
 
-def saved(cfg: RunConfig, ranks: int = 2, used: Sequence[str] = (), **facts: Any) -> Manifest:
+def saved(cfg: PretrainConfig, ranks: int = 2, used: Sequence[str] = (), **facts: Any) -> Manifest:
     """As it comes back from the disk. facts: of the data, that are not those of numbers()."""
     manifest = Manifest(
         step=2, clips_seen=2 * BATCH, ranks=ranks, zero_stage=1,
@@ -36,11 +37,11 @@ def saved(cfg: RunConfig, ranks: int = 2, used: Sequence[str] = (), **facts: Any
     return Manifest.model_validate_json(manifest.model_dump_json())
 
 
-def go_on(manifest: Manifest, cfg: RunConfig, ranks: int = 2, **facts: Any) -> Resumption:
+def go_on(manifest: Manifest, cfg: PretrainConfig, ranks: int = 2, **facts: Any) -> Resumption:
     return check_same_run(manifest, cfg, replace(numbers(ranks), **facts), "RUN/checkpoints/step-00000002")
 
 
-def resume(before: RunConfig, ranks_before: int, now: RunConfig, ranks: int) -> None:
+def resume(before: PretrainConfig, ranks_before: int, now: PretrainConfig, ranks: int) -> None:
     """Raises CheckpointError if `now` cannot go on with what `before` saved."""
     go_on(saved(before, ranks_before), now, ranks)
 
@@ -123,7 +124,7 @@ def test_another_run_is_refused_by_what_differs(section, values, expected):
         resume(run({"micro_batch": 4}), 2, now, 2)
 
 
-def changed(key: str, value: Any, allow: Sequence[str] = ()) -> RunConfig:
+def changed(key: str, value: Any, allow: Sequence[str] = ()) -> PretrainConfig:
     section, name = key.split(".")
     train = {"micro_batch": 4} | ({name: value} if section == "train" else {})
     others = {} if section == "train" else {section: {name: value}}
@@ -202,7 +203,7 @@ def test_other_clips_or_other_shards_are_refused_and_another_address_of_the_same
 
 
 def test_amounts_of_sources_are_compared_and_allowed_by_their_key():
-    def two(*, allow: Sequence[str] = (), **amount: Any) -> RunConfig:
+    def two(*, allow: Sequence[str] = (), **amount: Any) -> PretrainConfig:
         sources = [{"remote": name} | amount for name in ("/a", "/b")]
         return run({"micro_batch": 4}, data={"sources": sources}, resume={"allow": list(allow)})
 

@@ -19,7 +19,7 @@ from cavmae_ds.checkpoint.holder import WINDOW, Holder, RunInUse
 from cavmae_ds.checkpoint.lease import Lease, _LockObject
 from cavmae_ds.checkpoint.run_lock import LOCK
 from cavmae_ds.data import store
-from cavmae_ds.data.store import s3_client
+from cavmae_ds.data.storage import s3_client
 from cavmae_ds.errors import DataError
 from tests.s3_server import RestartableServer
 

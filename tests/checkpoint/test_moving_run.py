@@ -14,10 +14,10 @@ from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import EMA, MASTER
 from cavmae_ds.checkpoint.weights import export_weights
-from cavmae_ds.config.sections.model import ModelConfig
-from cavmae_ds.data.normalise import training_normalisation
-from cavmae_ds.model.cavmae import CAVMAE
-from tests.launcher import PRETRAIN, fork_ranks
+from cavmae_ds.data.transforms.normalise import training_normalisation
+from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.model import CAVMAE
+from tests.ranks import PRETRAIN, fork_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from cavmae_ds.checkpoint.holder import RunInUse
 from cavmae_ds.checkpoint.run_lock import RunLock
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.monitor.log import LOG
-from tests.launcher import PRETRAIN, start_runs
+from tests.ranks import PRETRAIN, start_runs
 
 RENEW_S = 0.2
 FORK = multiprocessing.get_context("fork")

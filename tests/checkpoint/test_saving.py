@@ -17,7 +17,7 @@ import pytest
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from cavmae_ds.checkpoint.folder import MANIFEST, PARTIAL, read_manifest, verify
 from tests.checkpoint.made import flip_a_byte
-from tests.launcher import fork_ranks, start_ranks
+from tests.ranks import fork_ranks, start_ranks
 
 WORKER = Path(__file__).with_name("saving_worker.py")
 RANK_0, RANK_1 = ("rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors")

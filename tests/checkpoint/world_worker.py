@@ -13,11 +13,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint.runs import Checkpoints
-from cavmae_ds.distributed import World, barrier, close_world, open_world
-from cavmae_ds.ema import WeightAverage
-from cavmae_ds.engine import build_engine
-from tests.engine.gathered import full_means, full_weights
-from tests.engine.optim_problem import CLIPS, HORIZON_CLIPS, STEPS, Layers, gradients, numbers, run_config
+from cavmae_ds.distributed.collectives import barrier
+from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.training.ema import WeightAverage
+from cavmae_ds.training.engine import build_engine
+from tests.training.gathered import full_means, full_weights
+from tests.training.optim_problem import CLIPS, HORIZON_CLIPS, STEPS, Layers, gradients, numbers, run_config
 
 SAVED_AT = STEPS // 2
 
@@ -102,7 +103,7 @@ def main() -> None:
     barrier()
     close_world()
     sys.stdout.flush()
-    os._exit(0)  # see tests/engine/whole_batch_worker.py
+    os._exit(0)  # see tests/training/whole_batch_worker.py
 
 
 if __name__ == "__main__":

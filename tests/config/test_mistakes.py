@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from cavmae_ds import launched
-from tests.launcher import CHECKOUT, PRETRAIN, environment, launch
+from cavmae_ds import train_cli
+from tests.ranks import CHECKOUT, PRETRAIN, environment, launch
 
 RUN = """\
 ds_config: {folder}/engine.json
@@ -128,7 +128,7 @@ def refusal(monkeypatch, capsys, *arguments: str) -> str:
     """What a rank says before it gives up; fails if it does not give up, or not as promised."""
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        launched.main()
+        train_cli.main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2
     assert said.startswith("pretrain: error: ") and said.count("\n") == 1, said

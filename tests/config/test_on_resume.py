@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from cavmae_ds.config import FinetuneConfig, RunConfig
 from cavmae_ds.config.history import write_config
 from cavmae_ds.config.load import KINDS, load_config, validate_config, validate_run
 from cavmae_ds.config.on_resume import OnResume, settings, table, values_by_key
 from cavmae_ds.errors import ConfigError
-from tests.launcher import CHECKOUT
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from tests.ranks import CHECKOUT
 
 RUNS = {
-    RunConfig: {"train": {"steps": 1}},
+    PretrainConfig: {"train": {"steps": 1}},
     FinetuneConfig: {"train": {"epochs": 1}, "classifier": {}},
 }
 
@@ -56,7 +57,7 @@ def test_an_entry_that_could_allow_nothing_is_refused(entry, expected):
 
 
 def test_no_config_of_a_run_is_lost(tmp_path):
-    def start(step: int, rate: float) -> RunConfig:
+    def start(step: int, rate: float) -> PretrainConfig:
         cfg = validate_config(
             {"run_dir": str(tmp_path / "run"), "train": {"steps": 9}, "optim": {"learning_rate": rate}}
         )

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import pytest
 
 from cavmae_ds.checkpoint.identity import identity
-from cavmae_ds.config import CommonConfig, FinetuneConfig, RunConfig
-from cavmae_ds.config.derived import CommonNumbers, derive, derive_finetuning
 from cavmae_ds.config.load import load_config, load_run
-from cavmae_ds.optim.rates import classifier_rate
-from cavmae_ds.optim.schedule import learning_rate_share
-from tests.launcher import CHECKOUT
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.lr_scale import classifier_rate
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.training.batch_plan import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.training.optim.schedule import learning_rate_share
+from tests.ranks import CHECKOUT
 
 RECIPES = CHECKOUT / "launch" / "recipes"
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -126,7 +128,7 @@ def _class_names(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def _rates(cfg: CommonConfig, numbers: CommonNumbers) -> list[tuple[float, int]]:
+def _rates(cfg: RunConfig, numbers: CommonNumbers) -> list[tuple[float, int]]:
     """Learning rates of the run's epochs, each with how many epochs it holds; the same from first to last step."""
     each = []
     for epoch in range(cfg.train.epochs or 0):
@@ -140,7 +142,7 @@ def _rates(cfg: CommonConfig, numbers: CommonNumbers) -> list[tuple[float, int]]
     return [(rate, len(list(epochs))) for rate, epochs in groupby(each)]
 
 
-def _assert_the_official_optimizer(cfg: CommonConfig) -> None:
+def _assert_the_official_optimizer(cfg: RunConfig) -> None:
     optim = cfg.optim
     assert (optim.name, optim.beta1, optim.beta2, optim.eps) == ("adam", 0.95, 0.999, 1e-8)
     assert (optim.weight_decay, optim.clip_grad_norm, optim.warmup_clips) == (5e-7, 0, 0)
@@ -232,5 +234,5 @@ def test_commands_in_the_docs_start_recipes_that_load(page):
         load_run(recipe, _kind(recipe), [word for word in words if re.match(r"\w[\w.]*=", word)])
 
 
-def _kind(recipe: Path) -> type[RunConfig] | type[FinetuneConfig]:
-    return FinetuneConfig if recipe.stem.startswith("finetune-") else RunConfig
+def _kind(recipe: Path) -> type[PretrainConfig] | type[FinetuneConfig]:
+    return FinetuneConfig if recipe.stem.startswith("finetune-") else PretrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from streaming import MDSWriter, StreamingDataset
 
-from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.format.schema import MDS_COLUMNS, Manifest
 
 Change = Callable[[int, dict[str, Any]], None]
 

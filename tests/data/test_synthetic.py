@@ -6,10 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from cavmae_ds.data.inputs import VideoInput
-from cavmae_ds.data.media import read_clip
-from cavmae_ds.data.schema import decode_frame
-from cavmae_ds.data.settings import PrepareSettings
+from cavmae_ds.data.format.schema import decode_frame
+from cavmae_ds.data.prepare.inputs import VideoInput
+from cavmae_ds.data.prepare.media import read_clip
+from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.data.synthetic import KINDS, synthesize
 from cavmae_ds.errors import ConfigError
 

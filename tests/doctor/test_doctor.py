@@ -10,10 +10,10 @@ from typing import Any
 import boto3
 import pytest
 
-from cavmae_ds.data.store import S3Store
+from cavmae_ds.data.storage import S3Store
 from cavmae_ds.doctor.bucket import check_address
 from cavmae_ds.doctor.finding import Finding, Verdict, bounded
-from tests.launcher import CHECKOUT, fork_cavmae, fork_ranks
+from tests.ranks import CHECKOUT, fork_cavmae, fork_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from packaging.specifiers import SpecifierSet
 from torch.distributed import TCPStore
 
 from cavmae_ds.config.load import validate_config
-from cavmae_ds.data.handover import decoded_clip_bytes
-from cavmae_ds.distributed import World
+from cavmae_ds.data.loading.handover import decoded_clip_bytes
+from cavmae_ds.distributed.process_group import World
 from cavmae_ds.doctor.bucket import throughput
 from cavmae_ds.doctor.clocks import clock_finding, clocks_of_ranks
 from cavmae_ds.doctor.compiling import c_compiler
@@ -35,7 +35,7 @@ from cavmae_ds.doctor.report import Line, document, merged, shortened, spans, wo
 from cavmae_ds.doctor.space import GIB, disk, locked_memory, open_files, parameters, shared_memory
 from cavmae_ds.doctor.versions import as_constrained, constraints, declared, python_version, requirements_met
 from cavmae_ds.errors import DataError
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 
 def verdicts(*findings: Finding) -> list[str]:

@@ -12,9 +12,9 @@ from typer import Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from cavmae_ds import launched
+from cavmae_ds import train_cli
 from cavmae_ds.cli import app
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md")))
 PROGRAMS = ("cavmae", "deepspeed", "python", "tensorboard")
@@ -67,7 +67,7 @@ def cli_command(words: list[str]) -> tuple[Any, list[str]]:
 def script_command(script: str) -> Any:
     """The command of launch/pretrain.py or launch/finetune.py."""
     one = Typer(add_completion=False)
-    one.command()({"pretrain.py": launched.pretrain_command, "finetune.py": launched.finetune_command}[script])
+    one.command()({"pretrain.py": train_cli.pretrain_command, "finetune.py": train_cli.finetune_command}[script])
     return get_command(one)
 
 

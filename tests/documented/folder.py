@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from cavmae_ds.config.load import load_run
-from cavmae_ds.config.sections.run import RunConfig
-from cavmae_ds.data.official_export import LABEL_CSV, LISTING
+from cavmae_ds.data.official.exporting import LABEL_CSV, LISTING
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from tests.documented.commands import documented_commands, documented_files
-from tests.exchange.small_models import small_mae
-from tests.launcher import CHECKOUT, PRETRAIN, fork_cavmae, fork_ranks
+from tests.ranks import CHECKOUT, PRETRAIN, fork_cavmae, fork_ranks
+from tests.weights.small_models import small_mae
 
 MODEL = """\
 model:
@@ -114,7 +114,7 @@ def _weights(folder: Path) -> None:
     for name in ("cav-mae-nonorm.pth", "cav-mae-scale+.pth", "cav-mae-scale++.pth"):
         (folder / name).symlink_to("cav-mae-base.pth")
     _run("export", "runs/as20k", "--out", "as-20k-released.pth", cwd=folder)
-    sizes = load_run(folder / "RUN.yaml", RunConfig).model
+    sizes = load_run(folder / "RUN.yaml", PretrainConfig).model
     torch.save({"model": small_mae(sizes)}, folder / "mae_pretrain_vit_base_full.pth")
 
 

@@ -23,7 +23,7 @@ from tests.documented.commands import (
     documented_commands,
     mentioned_commands,
 )
-from tests.launcher import CHECKOUT, fork_cavmae, fork_script
+from tests.ranks import CHECKOUT, fork_cavmae, fork_script
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae_ds.config import RunConfig
-from cavmae_ds.config.engine_fragment import read_fragment
+from cavmae_ds.config.ds_config import read_fragment
 from cavmae_ds.config.load import load_any_run, to_yaml, validate_config
-from cavmae_ds.data.inputs import find_inputs
-from cavmae_ds.data.official import Classes, find_official, read_label_csv
-from cavmae_ds.launching.hosts import read_hostfile
+from cavmae_ds.data.official.importing import Classes, find_official, read_label_csv
+from cavmae_ds.data.prepare.inputs import find_inputs
+from cavmae_ds.launcher.hosts import read_hostfile
 from cavmae_ds.monitor.log import LOG, read_log
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.terminal import read_lines
 from tests.data.official_files import LABELS
 from tests.fuzz.mutations import (
@@ -93,7 +93,7 @@ def test_an_override(folder, key, value):
 def test_an_engine_fragment(folder, content):
     path = written(folder / "engine.json", content)
     cfg = validate_config(yaml.safe_load(PLAIN) | {"ds_config": str(path)})
-    assert isinstance(cfg, RunConfig)
+    assert isinstance(cfg, PretrainConfig)
     works_or_is_refused(lambda: read_fragment(cfg))
 
 

@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streaming import MDSWriter
 
-from cavmae_ds.config import DataConfig, ModelConfig
-from cavmae_ds.data.balance import SAMPLE_WEIGHTS, read_sample_weights
-from cavmae_ds.data.index import INDEX
-from cavmae_ds.data.inspection import inspect_data_set
-from cavmae_ds.data.publishing import OUTCOMES
-from cavmae_ds.data.records import Records
-from cavmae_ds.data.schema import MDS_COLUMNS, Manifest
-from cavmae_ds.data.shard_cache import ShardCache
-from cavmae_ds.data.shards import check_shards
-from cavmae_ds.data.store import open_store
-from tests.data.test_schema import record
+from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.format.balance import SAMPLE_WEIGHTS, read_sample_weights
+from cavmae_ds.data.format.index import INDEX
+from cavmae_ds.data.format.records import Records
+from cavmae_ds.data.format.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.format.shards import check_shards
+from cavmae_ds.data.inspect.inspection import inspect_data_set
+from cavmae_ds.data.loading.shard_cache import ShardCache
+from cavmae_ds.data.prepare.publishing import OUTCOMES
+from cavmae_ds.data.storage import open_store
+from cavmae_ds.models.cavmae.config import ModelConfig
+from tests.data.format.test_schema import record
 from tests.fuzz.mutations import TIMEOUT_S, examples, mutated_bytes, mutated_json, works_or_is_refused
 
 pytestmark = pytest.mark.timeout(TIMEOUT_S)

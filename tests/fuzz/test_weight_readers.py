@@ -20,13 +20,13 @@ from cavmae_ds.checkpoint.rewinds import REWINDS, read_rewinds
 from cavmae_ds.checkpoint.shelf import FolderShelf
 from cavmae_ds.checkpoint.weights import assemble, export_weights
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.exchange.mae import read_mae
-from cavmae_ds.exchange.official import bare_names, load_official
-from cavmae_ds.exchange.single_file import load_single_file
-from cavmae_ds.exchange.weights import build, recognise
+from cavmae_ds.models.cavmae.mae import read_mae
+from cavmae_ds.models.cavmae.official_file import bare_names, load_official
+from cavmae_ds.models.cavmae.state_dict import build, recognise
+from cavmae_ds.weights.single_file import load_single_file
 from tests.checkpoint.made import make_checkpoint
-from tests.exchange.small_models import HEADS, SIZES, small_model
 from tests.fuzz.mutations import TIMEOUT_S, examples, mutated_bytes, mutated_json, mutated_values, works_or_is_refused
+from tests.weights.small_models import HEADS, SIZES, small_model
 
 pytestmark = [pytest.mark.timeout(TIMEOUT_S), pytest.mark.filterwarnings("ignore")]
 

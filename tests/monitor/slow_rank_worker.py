@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.launched import main
-from cavmae_ds.model.cavmae import CAVMAE
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.train_cli import main
 
 if os.environ["RANK"] == "1":
     forward = CAVMAE.forward

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae_ds.errors import DataError
-from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.evaluation.roc_curves import read_curves
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.log import LOG, LogWriter, read_log
 

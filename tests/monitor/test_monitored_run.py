@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.cli import app
-from cavmae_ds.evaluate.curves import read_curves
+from cavmae_ds.evaluation.roc_curves import read_curves
 from cavmae_ds.monitor.log import LOG, read_log
 from cavmae_ds.monitor.norms import block_of
 from tests.data.small_shards import small_shards
-from tests.launcher import PRETRAIN, fork_ranks, start_ranks
 from tests.monitor.runs import run_file
+from tests.ranks import PRETRAIN, fork_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 

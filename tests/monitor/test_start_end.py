@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from cavmae_ds.config import FinetuneConfig, RunConfig
-from cavmae_ds.config.derived import derive, derive_finetuning
 from cavmae_ds.config.load import validate_run
 from cavmae_ds.monitor.start_end import end_line, start_line
-from tests.exchange.small_models import run_folder, small_model
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.training.batch_plan import derive, derive_finetuning
+from tests.weights.small_models import run_folder, small_model
 
 VALUES = {"model": {"preset": "tiny"}, "data": {"validation": "shards/held out"}}
 
 
 def test_pretraining_says_what_it_is_where_to_look_and_what_next(tmp_path):
     run_dir = run_folder(tmp_path / "a run", small_model("pretrain"))
-    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 128, "steps": 300}}, RunConfig)
+    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 128, "steps": 300}}, PretrainConfig)
     numbers = derive(cfg, 2, clips=1200)
     assert start_line(cfg, numbers, 100) == (
         f"pretrain: {run_dir}: 1,200 clips, 2 ranks, 12,758,848 parameters, steps 101 to 300 of 128 clips; "

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from cavmae_ds.config.derived import derive
 from cavmae_ds.config.load import validate_config
-from cavmae_ds.messages import without_secrets
+from cavmae_ds.errors import without_secrets
 from cavmae_ds.monitor.texts import Machine, environment, hyperparameters, texts
+from cavmae_ds.training.batch_plan import derive
 
 MACHINES = [Machine("gpu01", "NVIDIA H100, 80 GiB")] * 2 + [Machine("gpu02", "NVIDIA H100, 80 GiB")] * 2
 

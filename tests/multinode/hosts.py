@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 _PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

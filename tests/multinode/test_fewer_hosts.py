@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from tests.launcher import CHECKOUT
 from tests.multinode.hosts import two_hosts, wait_until, why_not
+from tests.ranks import CHECKOUT
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 SUPERVISOR = """\
 import sys
 from cavmae_ds.config.load import validate_config
-from cavmae_ds.launching.hosts import Host
-from cavmae_ds.launching.supervisor import Supervisor
+from cavmae_ds.launcher.hosts import Host
+from cavmae_ds.launcher.supervisor import Supervisor
 if __name__ == "__main__":
     cfg = validate_config({
         "run_dir": "unused", "train": {"global_batch": 2, "micro_batch": 1, "steps": 1},

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.evaluate.curves import read_curves
-from tests.launcher import PRETRAIN, fork_ranks
+from cavmae_ds.evaluation.roc_curves import read_curves
 from tests.multinode.hosts import Host, two_hosts, wait_until, why_not
+from tests.ranks import PRETRAIN, fork_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cavmae_ds import cli
-from tests.launcher import CHECKOUT
+from tests.ranks import CHECKOUT
 
 RECIPES = sorted((CHECKOUT / "launch" / "recipes").glob("*.yaml"))
 BASE = str(CHECKOUT / "launch" / "recipes" / "base.yaml")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.config import RunConfig
 from cavmae_ds.config.load import validate_config
 from cavmae_ds.plan.communication import traffic
 from cavmae_ds.plan.contrast import comparison, contrast_flops, contrast_traffic
@@ -15,11 +14,12 @@ from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import Choice, Machine, Planner
 from cavmae_ds.plan.speed import efficiency, extra_work, flops_per_clip
 from cavmae_ds.plan.states import Parameters, count, states
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 PLAIN = Modes(0, False, False)
 
 
-def base(**sections) -> RunConfig:
+def base(**sections) -> PretrainConfig:
     return validate_config({"train": {"global_batch": 256, "micro_batch": 256, "epochs": 25}} | sections)
 
 

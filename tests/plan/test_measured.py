@@ -13,7 +13,7 @@ from benchmarks.plan_memory import AT_REST_S, ENGINES, compare, engine_run, held
 from cavmae_ds.kernels.contrastive import contrastive
 from cavmae_ds.plan.contrast import Comparison, contrast_bytes
 from cavmae_ds.plan.states import count, states
-from tests.launcher import CHECKOUT, fork_ranks
+from tests.ranks import CHECKOUT, fork_ranks
 
 MEASURED = {1: ("0-fp32", "1-fp32", "2-bf16", "3-fp32"), 2: ("1-bf16", "2-fp32", "3-bf16")}
 """Ranks -> engines, as stage-precision."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,3 +44,13 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
         below = value - value % divisor
         near = f"{below} or {below + divisor}" if below else f"{divisor}"
         raise ValueError(f"{name} must be a multiple of {of} = {divisor}, got {value}; {near} would fit")
+
+
+def filled_in(values: Any, table: dict[str, dict[str, Any]], key: str) -> Any:
+    """A section's plain values, completed by what the table says for values[key]; explicit values win.
+
+    An unknown name is left for the section's own check to refuse.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get(key), str):
+        return values
+    return {**table.get(values[key], {}), **values}

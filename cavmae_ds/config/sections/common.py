@@ -12,13 +12,13 @@ from cavmae_ds.config.sections.base import Folder, OnResume, Section
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.config.sections.init import InitConfig
-from cavmae_ds.config.sections.model import ModelConfig
 from cavmae_ds.config.sections.resume import ResumeConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
 from cavmae_ds.config.sections.watch import WatchConfig
+from cavmae_ds.models.cavmae.config import ModelConfig
 
 
-class CommonConfig(Section):
+class RunConfig(Section):
     """The sections that pretraining and finetuning share."""
 
     script: ClassVar[str]
@@ -57,7 +57,7 @@ class CommonConfig(Section):
         return {**values, "optim": others | {"warmup_clips": optim["warmup_steps"] * global_batch}}
 
     @model_validator(mode="after")
-    def _patience_fits(self) -> CommonConfig:
+    def _patience_fits(self) -> RunConfig:
         if self.watch.stuck_seconds <= self.data.timeout_seconds:
             raise ValueError(
                 f"watch.stuck_seconds must be larger than data.timeout_seconds = {self.data.timeout_seconds:g}, got "
@@ -66,6 +66,6 @@ class CommonConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _allowed_keys_may_change(self) -> CommonConfig:
+    def _allowed_keys_may_change(self) -> RunConfig:
         check_allowed(self.resume.allow, type(self))
         return self

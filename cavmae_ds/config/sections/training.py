@@ -8,8 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cavmae_ds.config.presets import OPTIMIZER_CONSTANTS, filled_in
-from cavmae_ds.config.sections.base import OnResume, Positive, Section, Share, Weight
+from cavmae_ds.config.sections.base import OnResume, Positive, Section, Share, Weight, filled_in
+
+OPTIMIZER_CONSTANTS: dict[str, dict[str, float]] = {
+    "lamb": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6},  # You et al., arXiv 1904.00962
+    "lars": {"beta1": 0.9},  # You et al., arXiv 1708.03888
+    "lion": {"beta1": 0.9, "beta2": 0.99},  # Chen et al., arXiv 2302.06675
+}
+"""Optimizer -> keys of the `optim` section that differ from their defaults, which are Adam's in CAV-MAE."""
 
 
 class OptimConfig(Section):
@@ -21,7 +27,7 @@ class OptimConfig(Section):
     """adamw: the usual choice, to some thousand clips a step. adam: the official recipe, decay inside the gradient and
     of every parameter. lamb, lars: a step in proportion to each layer's weights, Adam's or momentum's, for batches at
     which adamw diverges. lion: sign of the momentum, half of Adam's states; a rate 3 to 10 times lower, as much more
-    decay. beta1, beta2 and eps default to what the optimizer's paper says (config/presets.py)."""
+    decay. beta1, beta2 and eps default to what the optimizer's paper says (OPTIMIZER_CONSTANTS above)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate, of reference_batch if lr_rule scales it, else of the global batch as it is."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae_ds.kernels.masked_mse import masked_mse, masked_mse_reference
-from cavmae_ds.model.patches import Grid, audio_to_patches, patchify, select
+from cavmae_ds.models.common.patches import Grid, audio_to_patches, patchify, select
 from tests.kernels.accuracy import assert_as_accurate_as_eager, needs_kernels
 
 pytestmark = needs_kernels

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae_ds.kernels.patch_gather import patch_gather, patch_gather_reference
-from cavmae_ds.model.patches import Grid, audio_to_patches, patchify, select, unpatchify
+from cavmae_ds.models.common.patches import Grid, audio_to_patches, patchify, select, unpatchify
 from tests.kernels.accuracy import assert_as_accurate_as_eager, needs_kernels
 
 pytestmark = needs_kernels

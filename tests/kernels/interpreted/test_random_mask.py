@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cavmae_ds.clip_random import Stream
-from cavmae_ds.config import MaskConfig, ModelConfig
+from cavmae_ds.distributed.per_sample_rng import Stream
 from cavmae_ds.kernels.random_mask import random_mask, random_mask_reference
-from cavmae_ds.model.masking import draw_plans, kept_patches, structured_counts
-from cavmae_ds.model.patches import Grid
+from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+from cavmae_ds.models.common.masking import draw_plans, kept_patches, structured_counts
+from cavmae_ds.models.common.patches import Grid
 from tests.kernels.accuracy import needs_kernels
 
 pytestmark = needs_kernels

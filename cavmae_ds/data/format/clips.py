@@ -1,0 +1,113 @@
+"""One record becomes one clip, clips become a batch: all that a worker process does per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, Damage, audio_of, frame_of, labels_of
+
+MIDDLE_FRAME = FRAMES_PER_CLIP // 2
+"""The frame that evaluation looks at (spec/cav-mae.md 3.6)."""
+
+
+class BadClip(NamedTuple):
+    """A clip that could not be used."""
+
+    damage: Damage
+    line: str
+    """Names it and what is wrong; the clips of a damaged shard share one."""
+
+
+class Clip(NamedTuple):
+    """One decoded clip; `bad` is what had to be replaced to fill its place, if anything."""
+
+    clip_index: int
+    epoch: int
+    audio: NDArray[np.int16]  # [n] 16 kHz mono
+    image: NDArray[np.uint8]  # [H, W, 3]
+    labels: NDArray[np.int32]
+    bad: BadClip | None
+    partner: Clip | None = None  # another clip, of this turn, to be mixed with
+    share: float = 1.0  # of this clip in the mix
+    clip_id: str = ""  # its name in the data
+
+
+class Partners(NamedTuple):
+    """The M clips that some clips of a micro-batch are mixed with (data.augment)."""
+
+    row: Tensor  # [M] int64, whom each is mixed with
+    share: Tensor  # [M] float32, of the other, the clip of the batch
+    audio: Tensor  # [M, N] int16, zeros after the clip's end; N is the partners' own
+    n_samples: Tensor  # [M] int64
+    images: Tensor  # [M, 3, H, W] uint8
+    labels: list[list[int]]
+
+    def to(self, device: torch.device) -> Partners:
+        """The same on a device."""
+        row, share, audio, n_samples, images = (part.to(device, non_blocking=True) for part in self[:-1])
+        return Partners(row, share, audio, n_samples, images, self.labels)
+
+
+class Batch(NamedTuple):
+    """A micro-batch of B clips as the workers hand it over, in the sizes it is stored in."""
+
+    clip_index: Tensor  # [B] int64, place of the clip in the data
+    epoch: Tensor  # [B] int64, the clip's turn: how often it came before (data.order)
+    audio: Tensor  # [B, N] int16, zeros after the clip's end
+    n_samples: Tensor  # [B] int64
+    images: Tensor  # [B, 3, H, W] uint8
+    labels: list[list[int]]  # class ids of each clip
+    bad: list[BadClip]  # those that had to be replaced
+    partners: Partners | None = None
+    clip_ids: Sequence[str] = ()  # their names, for those who read the log
+
+
+def decode_clip(
+    sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: BadClip | None = None
+) -> Clip:
+    """A record's sound and one of its frames. Raises DataError, naming the clip, if the record is damaged."""
+    audio, image, labels = audio_of(sample), frame_of(sample, frame), labels_of(sample)
+    return Clip(clip_index, epoch, audio, image, labels, bad, clip_id=sample["clip_id"])
+
+
+def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
+    """Sounds as int16 [B, N], zeros after each one's end, and their lengths int64 [B]."""
+    audio = np.zeros((len(sounds), max(map(len, sounds))), np.int16)
+    for row, sound in zip(audio, sounds, strict=True):
+        row[: len(sound)] = sound
+    return torch.from_numpy(audio), torch.tensor([len(sound) for sound in sounds])
+
+
+def collate(clips: Sequence[Clip]) -> Batch:
+    """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, H, W, 3]."""
+    audio, n_samples = padded([clip.audio for clip in clips])
+    mixed = [(row, clip.share, clip.partner) for row, clip in enumerate(clips) if clip.partner]
+    return Batch(
+        clip_index=torch.tensor([clip.clip_index for clip in clips]),
+        epoch=torch.tensor([clip.epoch for clip in clips]),
+        audio=audio,
+        n_samples=n_samples,
+        images=_stacked(clips),
+        labels=[clip.labels.tolist() for clip in clips],
+        bad=[clip.bad for clip in (*clips, *(partner for *_, partner in mixed)) if clip.bad],
+        partners=_partners(mixed) if mixed else None,
+        clip_ids=[clip.clip_id for clip in clips],
+    )
+
+
+def _partners(mixed: Sequence[tuple[int, float, Clip]]) -> Partners:
+    rows, shares, clips = zip(*mixed, strict=True)
+    audio, n_samples = padded([clip.audio for clip in clips])
+    labels = [clip.labels.tolist() for clip in clips]
+    return Partners(torch.tensor(rows), torch.tensor(shares), audio, n_samples, _stacked(clips), labels)
+
+
+def _stacked(clips: Sequence[Clip]) -> Tensor:
+    """Frames [B, 3, H, W], the colours of a pixel side by side in memory."""
+    return torch.from_numpy(np.stack([clip.image for clip in clips])).permute(0, 3, 1, 2)

@@ -1,0 +1,128 @@
+"""One clip with one of its frames out of a local shard file: training reads what it decodes and nothing else.
+
+A shard file (MDS) holds the number of records n, n + 1 offsets, a description, and the records back to back. A record
+is the sizes of its columns that have no fixed one, then all columns in alphabetical order (spec/data-path.md 5).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, MDS_COLUMNS
+from cavmae_ds.errors import DataError
+
+if TYPE_CHECKING:
+    from streaming.base.format.base.reader import Reader
+    from streaming.base.format.mds import MDSReader
+
+
+def _fixed_size(encoding: str) -> int | None:
+    """Bytes of a column: `uint32`, `ndarray:uint32:11`; None of `str` and `bytes`, which vary."""
+    kind, *values = encoding.split(":")
+    if kind == "ndarray":
+        return np.dtype(values[0]).itemsize * int(values[1])
+    return None if kind in ("str", "bytes") else np.dtype(kind).itemsize
+
+
+_FIXED_SIZES = {name: _fixed_size(MDS_COLUMNS[name]) for name in sorted(MDS_COLUMNS)}
+_SIZES = struct.Struct(f"<{list(_FIXED_SIZES.values()).count(None)}I")  # at the head of each record
+_RANGE = struct.Struct("<2I")
+_OFFSETS = struct.Struct(f"<{FRAMES_PER_CLIP + 1}I")
+
+
+def check_columns(shard: Reader) -> None:
+    """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
+    columns: Any = shard  # an MDSReader
+    found = dict(zip(columns.column_names, columns.column_encodings, strict=True))
+    if found != MDS_COLUMNS or list(zip(found, columns.column_sizes, strict=True)) != list(_FIXED_SIZES.items()):
+        raise DataError(
+            f"shard {columns.raw_data.basename!r} has the columns {', '.join(found)} of {columns.column_sizes} bytes, "
+            f"expected {', '.join(_FIXED_SIZES)} of {list(_FIXED_SIZES.values())}; prepare this data set again"
+        )
+
+
+def shard_path(shard: MDSReader) -> str:
+    """Where the file of a shard is kept."""
+    return os.path.join(shard.dirname, shard.split, shard.raw_data.basename)  # noqa: PTH118  for each clip, so cheaply
+
+
+def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:
+    """Record `row` of a shard file for the functions of data.schema, 0 <= frame < FRAMES_PER_CLIP its only frame.
+
+    Gives the columns clip_id, audio, n_samples, labels, frames (this frame's JPEG file alone) and frame_offsets
+    (counted from where that file begins). Raises FileNotFoundError when there is no such file, DataError naming it
+    when the record cannot be what it says.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        begin, end = _RANGE.unpack(_read(file, _RANGE.size, 4 * (1 + row)))
+        varying = iter(_SIZES.unpack(_read(file, _SIZES.size, begin)))
+        sizes = {name: next(varying) if size is None else size for name, size in _FIXED_SIZES.items()}
+        starts, at = {}, begin + _SIZES.size
+        for name, size in sizes.items():
+            starts[name] = at
+            at += size
+        if at != end:
+            raise ValueError(f"its columns take {at - begin} bytes, the record has {end - begin}")
+
+        def columns(first: str, stop: str) -> tuple[bytes, int]:
+            return _read(file, starts[stop] - starts[first], starts[first]), starts[first]
+
+        audio = _read(file, sizes["audio"], starts["audio"])
+        small, at = columns("clip_id", "frames")
+        clip_id = small[: sizes["clip_id"]].decode()
+        offsets = np.array(_OFFSETS.unpack_from(small, starts["frame_offsets"] - at), np.int64)
+        first, stop = offsets[frame : frame + 2].tolist()
+        if not first < stop <= sizes["frames"]:
+            raise ValueError(f"clip {clip_id!r} keeps frame {frame} at bytes {first} to {stop} of {sizes['frames']}")
+        jpeg = _read(file, stop - first, starts["frames"] + first)
+        rest, at = columns("labels", "source")
+    except (ValueError, struct.error) as error:
+        raise DataError(
+            f"record {row} of shard file {path!r} is damaged ({error}); prepare this data set again"
+        ) from error
+    finally:
+        os.close(file)
+    return {
+        "clip_id": clip_id,
+        "audio": audio,
+        "n_samples": int.from_bytes(rest[starts["n_samples"] - at :], "little"),
+        "labels": rest[: sizes["labels"]],
+        "frames": jpeg,
+        "frame_offsets": offsets - first,
+    }
+
+
+def decode_record(content: bytes) -> dict[str, Any]:
+    """All columns of MDS_COLUMNS from the bytes of a record. Raises ValueError when it cannot be what it says."""
+    if len(content) < _SIZES.size:
+        raise ValueError(f"a record has {len(content)} bytes, its head alone takes {_SIZES.size}")
+    varying, at, sample = iter(_SIZES.unpack_from(content)), _SIZES.size, {}
+    for name, fixed in _FIXED_SIZES.items():
+        size = next(varying) if fixed is None else fixed
+        sample[name] = _decoded(MDS_COLUMNS[name], content[at : at + size])
+        at += size
+    if at != len(content):
+        raise ValueError(f"its columns take {at} bytes, the record has {len(content)}")
+    return sample
+
+
+def _decoded(encoding: str, value: bytes) -> Any:
+    kind, *values = encoding.split(":")
+    if kind == "ndarray":
+        return np.frombuffer(value, values[0])
+    if kind in ("str", "bytes"):
+        return value.decode() if kind == "str" else value
+    return np.frombuffer(value, kind)[0]
+
+
+def _read(file: int, size: int, at: int) -> bytes:
+    """Exactly so many bytes. Raises ValueError when the file ends before."""
+    content = os.pread(file, size, at)
+    if len(content) != size:
+        raise ValueError(f"the file ends {size - len(content)} bytes early")
+    return content

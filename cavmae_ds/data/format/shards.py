@@ -1,0 +1,53 @@
+"""What is known of a data set before any shard is read: its index and its manifest."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.format.index import INDEX, read_index
+from cavmae_ds.data.format.schema import Manifest
+from cavmae_ds.data.storage import open_store
+from cavmae_ds.errors import ConfigError, DataError
+from cavmae_ds.models.cavmae.config import ModelConfig
+
+CACHED_SHARDS = 4
+"""A cache holds at least so many of the largest shard: some are read while others are fetched."""
+
+
+def check_shards(address: str, model: ModelConfig, data: DataConfig | None = None) -> NDArray[np.int64]:
+    """Clips in each shard of the data set at a folder or s3:// address, which must fit the model and the cache.
+
+    `data` says how long to wait for an answer and what the cache may hold. Raises DataError: not there, unreachable,
+    damaged, or holding frames of another size; ConfigError: data.cache_limit_gib too small.
+    """
+    data = data or DataConfig()
+    store = open_store(address, data.answer_timeout_s)
+    shards = read_index(store.get_bytes(INDEX), address).shards
+    clips = np.array([shard.samples for shard in shards], np.int64)
+    largest = max(shard.raw_data.bytes for shard in shards)
+    if data.cache_limit_gib and "://" in address and data.cache_limit_gib * 2**30 < CACHED_SHARDS * largest:
+        raise ConfigError(
+            f"data.cache_limit_gib must hold {CACHED_SHARDS} of the largest shard of {address!r} "
+            f"({largest / 2**30:.3g} GiB), got {data.cache_limit_gib:g}; give at least "
+            f"{np.ceil(CACHED_SHARDS * largest / 2**20) / 2**10:.6g}, better as much as the disk has"
+        )
+    manifest = read_manifest(address, data)
+    if manifest.clips != clips.sum():
+        raise DataError(
+            f"manifest.json in {address!r} says {manifest.clips} clips, {INDEX} {clips.sum()}: one of them is damaged; "
+            "prepare the data set again"
+        )
+    frame_size = manifest.frame_size
+    if frame_size != model.image_size:
+        raise DataError(
+            f"the shards in {address!r} hold frames of {frame_size} pixels, model.image_size is {model.image_size}; "
+            f"prepare them with --frame-size {model.image_size} or change model.image_size"
+        )
+    return clips
+
+
+def read_manifest(address: str, data: DataConfig) -> Manifest:
+    """What the data set says of itself. Raises DataError: not there, unreachable, damaged."""
+    return Manifest.read(open_store(address, data.answer_timeout_s).get_bytes("manifest.json"))

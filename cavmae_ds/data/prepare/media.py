@@ -1,0 +1,204 @@
+"""One video file in, clip records out: what is accepted, what is refused, and the clip's clock.
+
+A clip begins with the first key frame of the picture (t0), or a number of clip lengths after it, and lasts
+`clip_seconds` or less. If that does not decode, it begins with the first frame that does.
+Packets are read first, because their timestamps tell how long the picture really lasts before anything is
+decoded; then each track is decoded once. Durations and frame counts in file headers are only used to notice
+missing data, and where the official frame rule asks for them. Rules: spec data-path.md section 7.
+"""
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, MIN_COMMON_SECONDS, ClipFlag, ClipRecord
+from cavmae_ds.data.prepare.audio import read_sound
+from cavmae_ds.data.prepare.frames import Turn, encode_frame, official_numbers, pick_frames
+from cavmae_ds.data.prepare.inputs import VideoInput
+from cavmae_ds.data.prepare.rejects import ClipRejected, RejectCode
+from cavmae_ds.data.prepare.settings import MIN_SHARE_OF_DECLARED, SHORT_BELOW_SHARE, PrepareSettings
+from cavmae_ds.data.prepare.tracks import (
+    TIME_TOLERANCE_S,
+    Track,
+    Tracks,
+    find_tracks,
+    opened,
+    read_all,
+    read_packets,
+    read_packets_from,
+)
+from cavmae_ds.errors import distinct
+
+MAX_BAD_SHARE = 0.1
+
+
+def split_video(item: VideoInput, settings: PrepareSettings) -> list[VideoInput]:
+    """The windows of a video: one after another from the first picture on, each `clip_seconds` long.
+
+    A remainder of MIN_COMMON_SECONDS or more is a window of its own. A file that ends before it should has one
+    window more, to be refused as truncated. Reads the whole file and decodes nothing. Raises ClipRejected.
+    """
+    with opened(item.path) as container:
+        tracks = find_tracks(container, settings.max_frame_pixels, settings.audio_track)
+        read_all(container, tracks)
+        video = tracks.video
+        if not video.presented:
+            _refuse_missing(container, tracks, tracks.audio.start_s, settings.clip_seconds)
+        truncated = _shortfall(container, tracks, video.start_s, np.inf) is not None
+    picture_s = _picture_end_s(tracks) - video.start_s
+    windows = int((picture_s + TIME_TOLERANCE_S) / settings.clip_seconds)
+    windows += truncated or picture_s - windows * settings.clip_seconds >= MIN_COMMON_SECONDS
+    offsets_s = [k * settings.clip_seconds for k in range(max(windows, 1))]
+    return [item.window_at(offset_s, video.start_s + offset_s if offset_s else None) for offset_s in offsets_s]
+
+
+def read_clip(item: VideoInput, settings: PrepareSettings) -> ClipRecord:
+    """Decodes `settings.clip_seconds` of a video into a record: its beginning, or the window that the item means.
+
+    Frame i is the one on screen at t0 + i * D / 10, D = min(length of the picture, clip_seconds), or follows the
+    official rule (see official_numbers). A single picture under a longer sound counts as a still that stays on
+    screen. Raises ClipRejected.
+    """
+    return _read(item, settings, jump=True)
+
+
+def _read(item: VideoInput, settings: PrepareSettings, *, jump: bool) -> ClipRecord:
+    seconds, official = settings.clip_seconds, settings.frame_rule == "official"
+    with opened(item.path) as container:
+        tracks = find_tracks(container, settings.max_frame_pixels, settings.audio_track)
+        video, audio = tracks.video, tracks.audio
+        if item.start_s is None:
+            read_packets(container, tracks, seconds)
+        else:
+            landed = read_packets_from(container, tracks, item.start_s, seconds, jump=jump)
+            # It landed too late, or a subtitle that lasts to the end was jumped over.
+            if jump and not (landed and _shortfall(container, tracks, item.start_s, seconds) is None):
+                return _read(item, settings, jump=False)
+        start_s, picture_s = _clip_span(container, tracks, item.start_s, seconds)
+        source_start_s = (container.start_time or 0) / av.time_base
+        frames, bad_video = _pick(container, tracks, start_s, picture_s, settings)
+        _refuse_bad("picture", RejectCode.CORRUPT_VIDEO, len(frames), bad_video)
+        late_s = frames[0][0] - start_s
+        if late_s > TIME_TOLERANCE_S and not official:  # which counts frames: else none is shown before its time
+            seconds -= late_s
+            start_s, picture_s = _clip_span(container, tracks, frames[0][0], seconds)
+            frames, _ = _pick(container, tracks, start_s, picture_s, settings)
+        sound = read_sound(audio.stream, audio.packets, start_s, seconds, settings.channel)
+        _refuse_bad("sound", RejectCode.CORRUPT_AUDIO, len(sound.samples), sound.bad_share)
+        aspect = None if official else video.stream.sample_aspect_ratio  # type: ignore[attr-defined]
+    silent = not sound.samples.any()
+    if silent and not settings.keep_silent:
+        raise ClipRejected(RejectCode.SILENT_AUDIO, f"all {len(sound.samples)} samples are zero")
+
+    turns = [(Turn.rotation_of if official else Turn.of)(frame) for _, frame in frames]
+    times_s = tuple(round(time_s - start_s, 6) for time_s, _ in frames)
+    covered_s = min(picture_s, len(sound.samples) / AUDIO_RATE_HZ)
+    unusual = {
+        ClipFlag.SHORT: covered_s < SHORT_BELOW_SHARE * settings.clip_seconds,
+        ClipFlag.SILENT: silent,
+        ClipFlag.ROTATED: any(any(turn) for turn in turns),
+        ClipFlag.AV_OFFSET_FILLED: sound.filled,
+        ClipFlag.REPEATED_FRAMES: len(set(times_s)) < len(times_s),
+        ClipFlag.SOME_CORRUPT_FRAMES: bad_video > 0,
+        ClipFlag.VARIABLE_RATE: _rate_varies(video, start_s, start_s + settings.clip_seconds),
+    }
+    return ClipRecord(
+        clip_id=item.clip_id,
+        source=item.source,
+        start_s=round(start_s - source_start_s, 6),
+        audio=sound.samples,
+        frames=tuple(
+            encode_frame(frame, turn, aspect, settings.frame_size, settings.jpeg_quality)
+            for turn, (_, frame) in zip(turns, frames, strict=True)
+        ),
+        frame_times=times_s,
+        labels=np.array(item.labels, np.int32),
+        flags=ClipFlag.those(unusual),
+    )
+
+
+def _pick(
+    container: InputContainer, tracks: Tracks, start_s: float, picture_s: float, settings: PrepareSettings
+) -> tuple[list[tuple[float, VideoFrame]], float]:
+    """See pick_frames."""
+    stream, packets = tracks.video.stream, tracks.video.packets
+    if settings.frame_rule == "official":
+        numbers = official_numbers(container, stream, start_s, settings.clip_seconds)
+        return pick_frames(stream, packets, start_s, numbers, numbered=True)
+    times_s = [start_s + i * picture_s / FRAMES_PER_CLIP for i in range(FRAMES_PER_CLIP)]
+    return pick_frames(stream, packets, start_s, times_s)
+
+
+def _refuse_bad(what: str, code: RejectCode, good: int, bad_share: float) -> None:
+    if not good:
+        raise ClipRejected(code, f"none of the {what} decodes")
+    if bad_share > MAX_BAD_SHARE:
+        bad, allowed = distinct(bad_share, MAX_BAD_SHARE, ".0%")
+        raise ClipRejected(code, f"{bad} of the {what} does not decode, allowed are {allowed}")
+
+
+def _shortfall(container: InputContainer, tracks: Tracks, start_s: float, seconds: float) -> str | None:
+    """How much less is there than the file declares, in the `seconds` from start_s on; None when it is enough."""
+    begin_s = (container.start_time or 0) / av.time_base
+    claims = [(begin_s, begin_s + (container.duration or 0) / av.time_base, tracks.end_s)]
+    if "mp4" in container.format.name:  # elsewhere FFmpeg fills the tracks' durations in from the whole
+        read = (tracks.video, tracks.audio)
+        claims += [(track.declared_start_s, track.declared_end_s, track.end_s) for track in read]
+    start_s = start_s if np.isfinite(start_s) else begin_s
+    for declared_start_s, declared_end_s, end_s in claims:
+        expected_s = min(declared_end_s - start_s, seconds)
+        allowed_s = (1 - MIN_SHARE_OF_DECLARED) * min(declared_end_s - declared_start_s, seconds)
+        if expected_s > 0 and expected_s - (end_s - start_s) > allowed_s:
+            return f"declares {expected_s:.2f} s but only {max(end_s - start_s, 0):.2f} s are there"
+    return None
+
+
+def _refuse_missing(container: InputContainer, tracks: Tracks, start_s: float, clip_seconds: float) -> None:
+    """Raises ClipRejected when there is less than the file declares, or no picture."""
+    if shortfall := _shortfall(container, tracks, start_s, clip_seconds):
+        raise ClipRejected(RejectCode.TRUNCATED, shortfall)
+    if tracks.video.presented:
+        return
+    if tracks.video.skipped:
+        raise ClipRejected(RejectCode.CORRUPT_VIDEO, f"none of {tracks.video.skipped} packets is a key frame")
+    if not tracks.audio.presented:
+        raise ClipRejected(RejectCode.TRUNCATED, "the file ends after its header")
+    raise ClipRejected(RejectCode.NO_VIDEO, "the picture track is empty")
+
+
+def _clip_span(
+    container: InputContainer, tracks: Tracks, given_start_s: float | None, clip_seconds: float
+) -> tuple[float, float]:
+    """t0 on the file's clock and the length D of the picture, both in seconds. Raises ClipRejected."""
+    video, audio = tracks.video, tracks.audio
+    start_s = min(video.start_s, audio.start_s) if given_start_s is None else given_start_s
+    _refuse_missing(container, tracks, start_s, clip_seconds)
+    if not audio.presented:
+        raise ClipRejected(RejectCode.NO_AV_OVERLAP, "no sound within the clip")
+    start_s, end_s = video.start_s if given_start_s is None else given_start_s, _picture_end_s(tracks)
+    for what, seconds in (("picture", end_s - start_s), ("sound", audio.seconds)):
+        if seconds < MIN_COMMON_SECONDS:
+            got, needed = distinct(seconds, MIN_COMMON_SECONDS, ".2f")
+            raise ClipRejected(RejectCode.TOO_SHORT, f"{got} s of {what}, {needed} s are needed")
+    common_s = min(end_s, audio.end_s, start_s + clip_seconds) - max(start_s, audio.start_s)
+    if common_s < MIN_COMMON_SECONDS:
+        got, needed = distinct(max(common_s, 0.0), MIN_COMMON_SECONDS, ".2f")
+        raise ClipRejected(
+            RejectCode.NO_AV_OVERLAP,
+            f"picture at {start_s:.2f} to {end_s:.2f} s, sound at {audio.start_s:.2f} to {audio.end_s:.2f} s: "
+            f"{got} s in common, {needed} s are needed",
+        )
+    return start_s, min(end_s - start_s, clip_seconds)
+
+
+def _picture_end_s(tracks: Tracks) -> float:
+    video, audio = tracks.video, tracks.audio
+    return max(video.end_s, audio.end_s) if video.presented == 1 else video.end_s  # a still stays on screen
+
+
+def _rate_varies(video: Track, start_s: float, stop_s: float) -> bool:
+    times_s = np.unique(video.times_s)
+    # After the clip there are gaps where packets of frames shown earlier come later in the file.
+    gaps_s = np.diff(times_s[(times_s >= start_s - TIME_TOLERANCE_S) & (times_s < stop_s)])
+    return len(gaps_s) > 0 and float(np.ptp(gaps_s)) > 0.5 * float(np.median(gaps_s))

@@ -1,0 +1,60 @@
+"""How many ranks a run gets: pure functions of its batch and the hosts that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.errors import ConfigError
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+
+
+class Shape(NamedTuple):
+    """Ranks of a run: as many on each host."""
+
+    hosts: int
+    ranks_per_host: int
+
+    @property
+    def ranks(self) -> int:
+        """Of all hosts."""
+        return self.hosts * self.ranks_per_host
+
+    def __str__(self) -> str:
+        hosts, ranks = ("" if n == 1 else "s" for n in self)
+        return f"{self.hosts} host{hosts} x {self.ranks_per_host} rank{ranks}"
+
+
+def largest_shape(cfg: RunConfig, slots: Sequence[int], min_hosts: int) -> Shape:
+    """The most ranks that hosts with so many places can share the global batch among; of equals, the fewest hosts.
+
+    Every host gets the same number, as clips are dealt out to hosts. Raises ConfigError if not even one rank fits.
+    """
+    share = cfg.train.global_batch // cfg.train.micro_batch
+    shapes = [
+        Shape(hosts, each)
+        for each in range(1, max(slots) + 1)
+        for hosts in range(min_hosts, sum(places >= each for places in slots) + 1)
+        if cfg.train.global_batch % (cfg.train.micro_batch * hosts * each) == 0
+    ]
+    if not shapes:
+        raise ConfigError(
+            f"train.global_batch = {cfg.train.global_batch} is not a multiple of train.micro_batch = "
+            f"{cfg.train.micro_batch} x ranks on {min_hosts} hosts or more ({share} micro-batches to share); change one"
+        )
+    return max(shapes, key=lambda shape: (shape.ranks, -shape.hosts))
+
+
+def check_fewer_hosts(cfg: RunConfig, hosts: int, min_hosts: int) -> None:
+    """Raises ConfigError if a run could not go on with fewer hosts, or cannot have so many."""
+    if not 1 <= min_hosts <= hosts:
+        raise ConfigError(f"--min-hosts must be from 1 to the {hosts} hosts of the run, got {min_hosts}")
+    if min_hosts == hosts or not isinstance(cfg, PretrainConfig):
+        return
+    compared = cfg.loss.contrastive_weight and cfg.contrastive.negatives == "global"
+    if compared and not cfg.contrastive.two_pass:
+        raise ConfigError(
+            f"--min-hosts {min_hosts} of {hosts}: with fewer ranks each clip would be compared with fewer others, for "
+            "contrastive.negatives is global; set contrastive.two_pass: true, which compares all clips of a step"
+        )

@@ -1,0 +1,174 @@
+"""CAV-MAE for pretraining: two towers, shared blocks run three times, one decoder (spec/cav-mae.md 1).
+
+B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the encoder, E of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cavmae_ds.data.transforms.normalise import Normalisation
+from cavmae_ds.kernels.unshuffle import unshuffle
+from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
+from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
+from cavmae_ds.models.common.decoder_chunks import DecoderChunks, Reconstruction
+from cavmae_ds.models.common.masking import MaskPlan, Plans
+from cavmae_ds.models.common.patches import Picture, select
+
+
+class PretrainOutput(NamedTuple):
+    """What a model hands to the losses. Parts that were not asked for are None."""
+
+    audio_pooled: Tensor | None
+    """[B, D] mean audio token, not normalised: one side of the contrastive pairs."""
+    image_pooled: Tensor | None
+    """[B, D] mean image token, the other side."""
+    audio_prediction: Tensor | None
+    """[B, Ha, Pa] the hidden audio patches rebuilt, in the order of plans.audio.hidden (or all, if asked for)."""
+    image_prediction: Tensor | None
+    """[B, Hv, Pv] likewise."""
+    audio: Picture
+    """The log-mels as given: the losses read their targets from them."""
+    image: Picture
+    """The images as given."""
+    plans: Plans
+    """Which patches were hidden."""
+    started: Any = None
+    """What on_pooled made of the pooled features."""
+    reconstruction: Reconstruction | None = None
+    """The decoder's loss, where it ran in chunks; the predictions are then those of the first chunk, for the eye."""
+
+    def of_clips(self, rows: slice) -> PretrainOutput:
+        """Inputs and plans of some of the clips."""
+        audio, image = (picture._replace(pixels=picture.pixels[rows]) for picture in (self.audio, self.image))
+        plans = Plans(*(MaskPlan(*(ids[rows] for ids in plan)) for plan in self.plans))
+        return PretrainOutput(None, None, None, None, audio, image, plans)
+
+
+class CAVMAE(Encoder):
+    """The official model: its parameter names, order and shapes, at any size the config allows."""
+
+    def __init__(self, cfg: ModelConfig, normalisation: Normalisation = ALREADY_NORMALISED):
+        """normalisation: what to do to the inputs' values; by default they come normalised."""
+        super().__init__(cfg, normalisation, cfg.trainable_positions)
+        width, decoder_width = cfg.embed_dim, cfg.decoder_embed_dim
+
+        def token() -> nn.Parameter:
+            return nn.Parameter(torch.zeros(1, 1, decoder_width))
+
+        self.mask_token, self.decoder_modality_a, self.decoder_modality_v = token(), token(), token()
+        self.decoder_pos_embed_a = self._positions("a", decoder_width, cfg.trainable_positions)
+        self.decoder_pos_embed_v = self._positions("v", decoder_width, cfg.trainable_positions)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, cfg.decoder_num_heads, cfg.mlp_ratio) for _ in range(cfg.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width)
+        self.decoder_pred_a = nn.Linear(decoder_width, self.audio_grid.values)
+        self.decoder_pred_v = nn.Linear(decoder_width, self.image_grid.values)
+        self.decoder_chunks = DecoderChunks(cfg.decoder_chunk)
+        self.draw_initial_weights()
+
+    def forward(
+        self,
+        audio: Tensor | None,
+        images: Tensor | None,
+        plans: Plans | None,
+        mae: bool = True,
+        contrastive: bool = True,
+        all_patches: bool = False,
+        on_pooled: Callable[[Tensor, Tensor], Any] | None = None,
+        decoder_loss: Callable[[PretrainOutput], Reconstruction] | None = None,
+    ) -> PretrainOutput | Features:
+        """Log-mels [B, frames, mel bins] and images [B, 3, H, W] (uint8 or float) to what the losses need.
+
+        mae=False skips the decoder, contrastive=False the two pooled passes; all_patches predicts the visible patches
+        too, in the order of the picture. on_pooled is given the pooled features before the decoder runs. With
+        cfg.decoder_chunk and a decoder_loss (a mean over the clips of an output) the decoder runs chunk by chunk.
+        Without plans nothing is hidden and the outcome is Features (see there). Raises ValueError for inputs of another
+        size than the config's.
+        """
+        if plans is None:
+            return self._features(audio, images)
+        assert audio is not None and images is not None
+        sound, sight = self._sound(audio), self._sight(images)
+        a = self._tower("a", sound, plans.audio.keep)  # [B, Ka, D]
+        v = self._tower("v", sight, plans.image.keep)  # [B, Kv, D]
+        pooled: tuple[Tensor | None, Tensor | None] = (None, None)
+        predictions: tuple[Tensor | None, Tensor | None] = (None, None)
+        started = None
+        if contrastive:
+            audio_pooled, image_pooled = pooled = self._shared(a, "a").mean(1), self._shared(v, "v").mean(1)  # [B, D]
+            started = on_pooled(audio_pooled, image_pooled) if on_pooled else None
+        if mae:
+            latents = self._shared(torch.cat([a, v], dim=1))  # [B, Ka + Kv, D]
+            if decoder_loss and self.decoder_chunks.clips:
+                output = PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
+                return self._decode_in_chunks(latents, output, decoder_loss)
+            predictions = self._decode(latents, plans, all_patches)
+        # Made once, at the end: dynamo (torch 2.11) cannot trace _replace of a tuple that it has made.
+        return PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
+
+    def unused_parameters(self, mae: bool, contrastive: bool) -> set[str]:
+        """Names of the parameters that no loss reaches when only some losses are on: freeze them (see is_reached)."""
+        passes: list[Modality | None] = [None] if mae else []
+        passes += ["a", "v"] if contrastive else []
+
+        def used(name: str) -> bool:
+            return is_reached(name, ("a", "v"), passes) and (mae or not in_decoder(name))
+
+        return {name for name, _ in self.named_parameters() if not used(name)}
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Those that are trained of the decoder's, which runs in chunks."""
+        return [p for name, p in self.named_parameters() if in_decoder(name) and p.requires_grad]
+
+    def _tokens(self) -> list[nn.Parameter]:
+        return [*super()._tokens(), self.decoder_modality_a, self.decoder_modality_v, self.mask_token]
+
+    def _decode_in_chunks(
+        self, latents: Tensor, output: PretrainOutput, decoder_loss: Callable[[PretrainOutput], Reconstruction]
+    ) -> PretrainOutput:
+        first_chunk: list[Tensor] = []
+
+        def loss_of(part: Tensor, rows: slice) -> Reconstruction:
+            clips = output.of_clips(rows)
+            predictions = self._decode(part, clips.plans, all_patches=False)
+            if not first_chunk:
+                first_chunk.extend(prediction.detach() for prediction in predictions)
+            return decoder_loss(clips._replace(audio_prediction=predictions[0], image_prediction=predictions[1]))
+
+        reconstruction = self.decoder_chunks(latents, self.decoder_parameters, loss_of)
+        audio_prediction, image_prediction = first_chunk
+        return output._replace(
+            audio_prediction=audio_prediction, image_prediction=image_prediction, reconstruction=reconstruction
+        )
+
+    def _decode(self, latents: Tensor, plans: Plans, all_patches: bool) -> tuple[Tensor, Tensor]:
+        """Latents [B, Ka + Kv, D] to predictions [B, Ha, Pa], [B, Hv, Pv], hidden patches only."""
+        x = unshuffle(
+            self.decoder_embed(latents),  # [B, Ka + Kv, E]
+            self.mask_token[0, 0],
+            self.decoder_pos_embed_a[0],
+            self.decoder_pos_embed_v[0],
+            self.decoder_modality_a[0, 0],
+            self.decoder_modality_v[0, 0],
+            plans.audio.restore,
+            plans.image.restore,
+            kept_a=plans.audio.keep.shape[1],
+        )
+        x = run_blocks(self.decoder_blocks, x)  # [B, La + Lv, E]
+        audio, image = x.split([self.audio_grid.patches, self.image_grid.patches], dim=1)
+        if not all_patches:  # norm and heads see one token at a time: those without a loss are spared
+            audio, image = select(audio, plans.audio.hidden), select(image, plans.image.hidden)
+        return self.decoder_pred_a(self.decoder_norm(audio)), self.decoder_pred_v(self.decoder_norm(image))
+
+
+def in_decoder(name: str) -> bool:
+    """True for the parameters that only pretraining has."""
+    return name.startswith(("decoder_", "mask_token"))

@@ -1,0 +1,34 @@
+"""The loss of finetuning, a pure function of tensors.
+
+B clips, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cavmae_ds.tasks.finetune.config import ClassificationLossConfig
+
+
+class ClassificationLosses(NamedTuple):
+    """Of a micro-batch; their mean over micro-batches and ranks is the global batch's."""
+
+    total: Tensor
+    accuracy: Tensor
+    """Share of clips whose likeliest class is their (largest) target."""
+
+
+def classification_losses(logits: Tensor, wanted: Tensor, cfg: ClassificationLossConfig) -> ClassificationLosses:
+    """Logits and targets [B, C] to one mean over the clips (and classes, for bce), in float32 or wider.
+
+    Targets may be soft: mixed or smoothed (spec/cav-mae.md 4.2).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wanted = wanted.to(logits.dtype)
+    measure = F.binary_cross_entropy_with_logits if cfg.kind == "bce" else F.cross_entropy
+    right = logits.detach().argmax(1) == wanted.argmax(1)
+    return ClassificationLosses(measure(logits, wanted), right.to(logits.dtype).mean())

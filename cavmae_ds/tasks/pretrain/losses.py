@@ -1,0 +1,107 @@
+"""The losses of pretraining and finetuning, as pure functions of tensors.
+
+B clips; L patches of P values; D width of the contrastive rows; N candidates; C classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both, mean_of_directions, unit_rows
+from cavmae_ds.kernels.masked_mse import masked_mse
+from cavmae_ds.models.cavmae.model import PretrainOutput
+from cavmae_ds.models.common.decoder_chunks import Reconstruction
+from cavmae_ds.models.common.masking import MaskPlan
+from cavmae_ds.models.common.patches import Picture
+from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
+
+
+class PretrainLosses(NamedTuple):
+    """Scalars of one micro-batch. Parts that are switched off are 0."""
+
+    total: Tensor
+    """mae_weight * (mae_audio + mae_image) + contrastive_weight * contrastive: the one to back-propagate."""
+    mae_audio: Tensor
+    """Unweighted, like the next two."""
+    mae_image: Tensor
+    contrastive: Tensor
+    in_batch_accuracy: Tensor
+    """Mean of the directions in the loss. Like the next two comparable only between equal numbers of candidates."""
+    v2a_accuracy: Tensor
+    """Share of images whose best audio among all candidates is their own."""
+    a2v_accuracy: Tensor
+    """Share of audios whose best image is their own; 0 unless contrastive.direction is both."""
+
+    def measured(self, cfg: ContrastiveConfig) -> dict[str, Tensor]:
+        """Field -> value, without the accuracy of a direction that is not in the loss."""
+        fields = self._asdict()
+        if cfg.direction != "both":
+            del fields["a2v_accuracy"]
+        return fields
+
+
+def contrast_within(output: PretrainOutput, cfg: ContrastiveConfig) -> Contrast:
+    """The clips of this output compared with one another and nobody else."""
+    assert output.audio_pooled is not None and output.image_pooled is not None
+    audio, image = unit_rows(output.audio_pooled), unit_rows(output.image_pooled)
+    return contrastive_loss(audio, image, audio, image, 0, cfg.temperature, cfg.direction)
+
+
+def contrastive_loss(
+    audio: Tensor,
+    image: Tensor,
+    audio_all: Tensor,
+    image_all: Tensor | None,
+    first_row: int,
+    temperature: float,
+    direction: str,
+) -> Contrast:
+    """InfoNCE of this rank's unit rows [B, D] against all candidates' [N, D], mean over the rank's clips.
+
+    Clip i's partner is candidate first_row + i. direction v2a, the official one (spec/cav-mae.md 1.8): each
+    image finds its sound among all sounds; both: the mean of that and of each sound finding its image, in loss and
+    accuracy (same place). Images are the queries: forward_accuracy is v2a. As many
+    candidates as clips are the clips themselves: both directions then share one pass, and gradients go to the clips.
+    """
+    if direction == "v2a":
+        return contrastive(image, audio_all, first_row, temperature)
+    if direction != "both":
+        raise ValueError(f"contrastive.direction must be 'v2a' or 'both', got {direction!r}")
+    assert image_all is not None, "direction both compares with images too"
+    if len(image) == len(audio_all):
+        return contrastive_both(audio, image, temperature)
+    to_audio = contrastive(image, audio_all, first_row, temperature)
+    to_image = contrastive(audio, image_all, first_row, temperature)
+    return mean_of_directions(to_audio, to_image)
+
+
+def reconstruction_loss(output: PretrainOutput, cfg: LossConfig) -> Reconstruction:
+    """Masked mean squared error of the predictions: a mean over hidden patches, of which each clip has as many."""
+    assert output.audio_prediction is not None and output.image_prediction is not None
+    audio = _rebuilt(output.audio_prediction, output.audio, output.plans.audio, cfg)
+    image = _rebuilt(output.image_prediction, output.image, output.plans.image, cfg)
+    return Reconstruction(audio + image, audio, image)
+
+
+def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: LossConfig) -> PretrainLosses:
+    """All losses of one micro-batch of one rank. contrast may be None when the contrastive weight is 0.
+
+    A loss whose weight is 0 is not computed: its output may be None and its value is 0.
+    """
+    zero = torch.zeros((), device=output.audio.pixels.device)
+    rebuilt = Reconstruction(zero, zero, zero)
+    if cfg.mae_weight:
+        rebuilt = output.reconstruction or reconstruction_loss(output, cfg)
+    if not cfg.contrastive_weight:
+        contrast = Contrast(zero, zero, zero, zero)
+    assert contrast is not None
+    total = cfg.mae_weight * rebuilt.total + cfg.contrastive_weight * contrast.loss
+    return PretrainLosses(total, rebuilt.audio, rebuilt.image, *contrast)
+
+
+def _rebuilt(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
+    pixels, grid, mean, std = picture
+    return masked_mse(prediction, pixels, plan.hidden, grid, mean, std, cfg.normalise_pixels)

@@ -1,0 +1,102 @@
+"""Validation while training: losses and retrieval over clips never trained on, the same on any number of ranks.
+
+The clips are cut into groups of monitor.validate_batch, in order: a group is one forward pass on one rank, and the
+candidates of its contrastive loss. Which rank takes a group changes nothing. Masks are those of (seed, epoch 0, clip).
+Retrieval is the probe that `cavmae evaluate` makes of a finished run: nothing is hidden, middle frames, one pool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cavmae_ds.data.format.spread import spread
+from cavmae_ds.data.loading.evaluation import ValidationClips, evaluating, groups_of
+from cavmae_ds.data.transforms.front_end import FrontEnd
+from cavmae_ds.distributed.collectives import from_all_ranks, sum_over_ranks
+from cavmae_ds.distributed.process_group import World
+from cavmae_ds.errors import DataError
+from cavmae_ds.evaluation.retrieval import Retrieval, retrieval_scores
+from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses
+
+
+class Validation:
+    """The clips to validate on. Built, and called, by all ranks together."""
+
+    def __init__(self, cfg: PretrainConfig, total_steps: int, world: World, engine: Any, front_end: FrontEnd):
+        """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
+        self._cfg, self._world, self._engine, self._total_steps = cfg, world, engine, total_steps
+        self._clips = ValidationClips(cfg.data, world, front_end)
+        places = self._clips.places
+        self._groups = groups_of(places, cfg.monitor.validate_batch)
+        if cfg.monitor.probe_every and len(places) < 2:
+            raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
+        pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
+        self._pool = groups_of(places[spread(pool, len(places))], cfg.monitor.validate_batch)
+
+    def after(self, step: int) -> dict[str, float]:
+        """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
+        points = {}
+        if self._due(step, self._cfg.monitor.validate_every):
+            losses = self().measured(self._cfg.contrastive)
+            points = {f"validation/{field}": value.item() for field, value in losses.items()}
+        if self._due(step, self._cfg.monitor.probe_every):
+            scores = self.retrieval()
+            points |= probe_curves(scores) if scores else {}
+        return points
+
+    @torch.no_grad()
+    def __call__(self) -> PretrainLosses:
+        """Means over all validation clips, float64, on every rank. Raises DataError for a clip that is damaged."""
+        cfg = self._cfg
+        sums = torch.zeros(len(PretrainLosses._fields) + 1, dtype=torch.float64, device=self._world.device)
+        with evaluating(self._engine):
+            for (audio, images, keys, batch), counted in self._clips.batches(self._groups):
+                plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *keys)
+                output = self._engine(
+                    audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
+                )
+                contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
+                losses = pretrain_losses(output, contrast, cfg.loss)
+                if counted:
+                    terms = [*(term.double() for term in losses), sums.new_ones(())]
+                    sums += len(batch.clip_index) * torch.stack(terms)
+        sums = sum_over_ranks(sums)
+        return PretrainLosses(*(sums[:-1] / sums[-1]))
+
+    @torch.no_grad()
+    def retrieval(self) -> Retrieval | None:
+        """Scores of monitor.probe_clips of the clips, on the first rank; None on the others.
+
+        Raises DataError for a clip that is damaged.
+        """
+        pooled: list[tuple[Tensor, Tensor]] = []
+        labels: list[list[int]] = []
+        with evaluating(self._engine):
+            for (audio, images, _, batch), counted in self._clips.batches(self._pool):
+                tokens = self._engine(audio, images, None)  # two times [B, L, D]
+                if counted:
+                    pooled.append((tokens.audio.float().mean(1).cpu(), tokens.image.float().mean(1).cpu()))
+                    labels += batch.labels
+        found = from_all_ranks((pooled, labels))
+        if not self._world.is_first:
+            return None
+        sounds, frames = zip(*(sides for of_rank, _ in found for sides in of_rank), strict=True)
+        return retrieval_scores(torch.cat(sounds), torch.cat(frames), [clip for _, own in found for clip in own])
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._total_steps)
+
+
+def probe_curves(scores: Retrieval) -> dict[str, float]:
+    """Retrieval scores to curves; class scores only where clips have labels."""
+    points = {"probe/chance_recall_at_1": scores.chance_recall_at_1}
+    if scores.chance_class_precision_at_1 is not None:
+        points["probe/chance_class_precision_at_1"] = scores.chance_class_precision_at_1
+    for name, direction in (("audio_to_image", scores.audio_to_image), ("image_to_audio", scores.image_to_audio)):
+        points |= {f"probe/{name}_{key}": value for key, value in direction._asdict().items() if value is not None}
+    return points

@@ -1,0 +1,227 @@
+"""What `deepspeed` starts on every rank: read the command line, refuse in one sentence, or run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cavmae_ds.atomic_io import make_folder, refusal
+from cavmae_ds.config.load import load_any_run, load_run, to_yaml
+from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.distributed.environment import from_launcher, ranks_of_this_host
+from cavmae_ds.errors import ConfigError, DataError, RankError, UserError
+from cavmae_ds.fault_tolerance.exit import ExitCode, Leaving, PeerLost, leave, leaving, say
+from cavmae_ds.fault_tolerance.process_tree import launchers, when_orphaned
+from cavmae_ds.fault_tolerance.signals import LAUNCHER_GONE, StopRequests
+from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.terminal import echo, log_to_stderr, open_standard_streams
+
+if TYPE_CHECKING:
+    from cavmae_ds.training.batch_plan import CommonNumbers
+
+RunFile = Annotated[Path, typer.Argument(help="Run file: YAML with the differences from the defaults.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and its numbers, then stop.")]
+DryRanks = Annotated[int, typer.Option("--ranks", help="With --dry-run: ranks to compute for.")]
+DryClips = Annotated[
+    int,
+    typer.Option("--clips", min=0, help="With --dry-run: clips of the data set; data and init are then not looked at."),
+]
+LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)]
+
+Train = Callable[[StopRequests], None]
+
+AUDIOSET_CLASSES = 527
+log = logging.getLogger(__name__)
+
+
+def pretrain_command(
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    ranks: DryRanks = 0,
+    clips: DryClips = 0,
+    local_rank: LocalRank = 0,
+) -> None:
+    """Pretrain CAV-MAE on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
+
+    Examples:\n
+      deepspeed --num_gpus 2 launch/pretrain.py launch/recipes/quickstart.yaml\n
+      deepspeed --hostfile launch/hostfile launch/pretrain.py RUN.yaml train.global_batch=1024\n
+      python launch/pretrain.py RUN.yaml --dry-run --ranks 8\n
+      python launch/pretrain.py launch/recipes/base.yaml --dry-run --clips 1772023
+
+    Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
+    69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
+    """
+    above = _prepare_rank()
+    cfg = load_run(run, PretrainConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
+    from cavmae_ds.training.batch_plan import derive
+
+    _check_options(dry_run, clips)
+    numbers = derive(cfg, _ranks(dry_run, ranks), clips or None)
+    if dry_run:
+        return _show(cfg, numbers, looked_at=not clips)
+    from cavmae_ds.tasks.pretrain.task import pretrain
+
+    _train_and_leave(cfg, above, partial(pretrain, cfg, numbers))
+
+
+def finetune_command(
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    ranks: DryRanks = 0,
+    clips: DryClips = 0,
+    local_rank: LocalRank = 0,
+) -> None:
+    """Finetune a classifier on all ranks that the launcher starts; resumes when the run folder holds a checkpoint.
+
+    Examples:\n
+      deepspeed --num_gpus 4 launch/finetune.py launch/recipes/official/finetune-as20k.yaml\n
+      python launch/finetune.py RUN.yaml --dry-run --ranks 4\n
+      python launch/finetune.py RUN.yaml --dry-run --clips 18691 classifier.classes=527
+
+    Exit codes: as those of pretraining; see launch/pretrain.py --help.
+    """
+    above = _prepare_rank()
+    cfg = load_run(run, FinetuneConfig, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
+    from cavmae_ds.training.batch_plan import derive_finetuning
+
+    _check_options(dry_run, clips)
+    assumed = () if cfg.classifier.classes else ("",) * AUDIOSET_CLASSES
+    numbers = derive_finetuning(cfg, _ranks(dry_run, ranks), clips or None, assumed if clips else None)
+    if dry_run:
+        if clips and assumed:
+            numbers = replace(numbers, class_names=())
+            log.info("no data is looked at: %d classes are assumed, classifier.classes says otherwise", numbers.classes)
+        return _show(cfg, numbers, looked_at=not clips)
+    from cavmae_ds.tasks.finetune.task import finetune
+
+    _train_and_leave(cfg, above, partial(finetune, cfg, numbers))
+
+
+def train_command(
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    ranks: DryRanks = 0,
+    clips: DryClips = 0,
+    local_rank: LocalRank = 0,
+) -> None:
+    """Train a run of any kind: what `cavmae launch` starts on every rank."""
+    finetunes = isinstance(load_any_run(run, overrides or []), FinetuneConfig)
+    (finetune_command if finetunes else pretrain_command)(run, overrides, dry_run, ranks, clips, local_rank)
+
+
+def _prepare_rank() -> list[int]:
+    """Before torch is imported; returns the launchers above this rank, while they surely live."""
+    above = launchers()
+    if "RANK" in os.environ:  # among others: a store that is gone would else be told with the stack of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # One thread a rank unless told otherwise: ranks on a CPU would each take all cores. The launcher sets nothing.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_of_this_host())))
+    return above
+
+
+def _ranks(dry_run: bool, asked: int) -> int:
+    return asked if dry_run and asked else from_launcher("WORLD_SIZE", 1)
+
+
+def _check_options(dry_run: bool, clips: int) -> None:
+    if clips and not dry_run:
+        raise ConfigError("--clips is for --dry-run, got --clips without it; add --dry-run or leave --clips out")
+
+
+def _show(cfg: RunConfig, numbers: CommonNumbers, looked_at: bool) -> None:
+    """Prints the run. looked_at: its data were, so the weights of section init are too. Raises CheckpointError."""
+    if from_launcher("RANK", 0) == 0:
+        if looked_at:
+            from cavmae_ds.weights.init import examine_start
+
+            examine_start(cfg, getattr(numbers, "classes", 0))
+        echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+
+
+def _check_run_dir(cfg: RunConfig) -> None:
+    """Before anything expensive, and by every rank: its host may have a disk of its own.
+
+    Raises ConfigError; on the first rank of a host RankError, so that one rank of each speaks.
+    """
+    try:
+        make_folder(cfg.run_dir, "run_dir")
+    except ConfigError as error:
+        if from_launcher("LOCAL_RANK", 0):
+            raise
+        raise RankError(f"{error} (on {socket.gethostname()})") from error
+
+
+def _train_and_leave(cfg: RunConfig, above: list[int], train: Train) -> None:
+    stop = StopRequests(cfg.watch.grace_seconds, from_launcher("RANK", 0))
+    when_orphaned(above, lambda: stop.ask(LAUNCHER_GONE))
+    leave(_end_of_run(Path(cfg.script).stem, partial(train, stop)))
+
+
+def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
+    """Train; what ends it is said, and becomes an exit code."""
+    rank = from_launcher("RANK", 0)
+    try:
+        train()
+    except PeerLost as lost:
+        say(f"rank {rank}: {lost}")
+        return lost.code
+    except Leaving as left:
+        if rank == 0:
+            say(f"{what}: {left}")
+        return left.code
+    except DataError as error:
+        say(f"{what}: error: rank {rank}: {error}")
+        return ExitCode.REFUSED
+    except UserError as error:
+        if rank == 0 or isinstance(error, RankError):
+            say(f"{what}: error: {error}")
+        return ExitCode.REFUSED
+    except Exception as error:
+        if sentence := refusal(error):
+            say(f"{what}: error: rank {rank}: {sentence}")
+            return ExitCode.REFUSED
+        if not leaving():
+            say(traceback.format_exc())
+        return ExitCode.DEFECT
+    return ExitCode.DONE
+
+
+def main(command: Callable[..., None] = pretrain_command) -> None:
+    """Run the command; what must change before the run becomes one sentence of the first rank and exit code 2."""
+    first = from_launcher("RANK", 0) == 0
+    open_standard_streams()
+    log_to_stderr(logging.INFO if first else logging.ERROR)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        sentence = refusal(error)
+        if first or not sentence or isinstance(error, RankError):
+            what = command.__name__.partition("_")[0]
+            echo(f"{what}: error: {sentence}" if sentence else traceback.format_exc(), err=True)
+        sys.exit(ExitCode.REFUSED if sentence else ExitCode.DEFECT)
+
+
+if __name__ == "__main__":  # `cavmae launch` starts ranks by module name
+    main(train_command)

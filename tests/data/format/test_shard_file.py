@@ -1,0 +1,114 @@
+"""What is read of a shard file for one frame is what streaming reads of it, and damage is named, never guessed at."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streaming import MDSWriter, StreamingDataset
+
+from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, MDS_COLUMNS, audio_of, frame_jpeg, labels_of
+from cavmae_ds.data.format.shard_file import check_columns, read_clip
+from cavmae_ds.errors import DataError
+from tests.data.format.test_schema import record
+
+CLIPS = 24
+rows, frames = st.integers(0, CLIPS - 1), st.integers(0, FRAMES_PER_CLIP - 1)
+
+
+@pytest.fixture(scope="module")
+def streamed(tiny_shards):
+    return StreamingDataset(local=str(tiny_shards), batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def shard(tiny_shards):
+    return tiny_shards / "part-00000" / "shard.00000.mds"
+
+
+def same(found, expected, frame: int) -> bool:
+    """Whether both give the same clip to whoever decodes this frame."""
+    return (
+        found["clip_id"] == expected["clip_id"]
+        and np.array_equal(audio_of(found), audio_of(expected))
+        and np.array_equal(labels_of(found), labels_of(expected))
+        and frame_jpeg(found, frame) == frame_jpeg(expected, frame)
+    )
+
+
+@given(rows, frames)
+def test_a_clip_with_one_frame_is_what_streaming_reads(streamed, shard, row, frame):
+    found = read_clip(str(shard), row, frame)
+    assert same(found, streamed[row], frame)
+    assert len(found["frames"]) == len(frame_jpeg(found, frame))  # this frame and no other
+
+
+def test_clips_kept_as_flac_without_labels_or_with_many_are_read_as_well(tmp_path):
+    with MDSWriter(out=str(tmp_path / "flac"), columns=MDS_COLUMNS) as writer:
+        for labels in ((), (3,), range(20)):
+            writer.write(record(labels).to_mds("flac"))
+    streamed = StreamingDataset(local=str(tmp_path / "flac"), batch_size=1)
+    for row in range(3):
+        found = read_clip(str(tmp_path / "flac" / "shard.00000.mds"), row, 9)
+        assert found["audio"].startswith(b"fLaC") and same(found, streamed[row], 9)
+
+
+@settings(max_examples=300)
+@given(row=rows, frame=frames, place=st.integers(0, 400), value=st.integers(0, 255))
+def test_a_changed_byte_near_the_sizes_is_refused_or_harmless(
+    streamed, shard, tmp_path_factory, row, frame, place, value
+):
+    content = bytearray(shard.read_bytes())
+    begin = int(np.frombuffer(content[4 * (1 + row) :][:4], "<u4")[0])
+    # the record's place in the head of the file, then its sizes and the first bytes of its sound
+    at = 4 * (1 + row) + place if place < 8 else begin + place - 8
+    content[at] = value
+    spoiled = tmp_path_factory.getbasetemp() / "spoiled.mds"
+    spoiled.write_bytes(content)
+    try:
+        found = read_clip(str(spoiled), row, frame)
+    except DataError as error:
+        assert f"record {row} of shard file {str(spoiled)!r} is damaged" in str(error)
+    else:
+        sound = len(streamed[row]["audio"])
+        assert frame_jpeg(found, frame) == frame_jpeg(streamed[row], frame)
+        assert len(found["audio"]) == sound
+
+
+@pytest.mark.parametrize("keep", [0, 3, 60, 5_000, -40])
+def test_a_file_that_ends_early_is_named(shard, tmp_path, keep):
+    cut = tmp_path / "cut.mds"
+    cut.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"record 23 of shard file .*cut.mds.* ends \d+ bytes early"):
+        read_clip(str(cut), CLIPS - 1, 9)
+
+
+def test_frame_offsets_that_cannot_be_name_the_clip(streamed, shard, tmp_path):
+    spoiled = shutil.copy(shard, tmp_path / "spoiled.mds")
+    content = bytearray(spoiled.read_bytes())
+    offsets = streamed[5]["frame_offsets"].tobytes()
+    at = content.index(offsets)
+    content[at + 4 * 3 : at + 4 * 4] = (2**31).to_bytes(4, "little")
+    spoiled.write_bytes(content)
+    name = streamed[5]["clip_id"]
+    with pytest.raises(DataError, match=f"clip '{name}' keeps frame 3 at bytes 2147483648"):
+        read_clip(str(spoiled), 5, 3)
+    assert same(read_clip(str(spoiled), 5, 5), streamed[5], 5)  # its other frames are there
+
+
+def test_a_missing_file_is_told_from_a_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_clip(str(tmp_path / "shard.00000.mds"), 0, 0)
+
+
+def test_the_columns_of_our_shards_fit_and_others_are_refused_by_name(streamed, tmp_path):
+    for reader in streamed.shards:
+        check_columns(reader)
+    with MDSWriter(out=str(tmp_path / "other"), columns={"audio": "bytes", "text": "str"}) as writer:
+        writer.write({"audio": b"1", "text": "a"})
+    (other,) = StreamingDataset(local=str(tmp_path / "other"), batch_size=1).shards
+    with pytest.raises(DataError, match=r"has the columns audio, text of .* expected audio, clip_id"):
+        check_columns(other)

@@ -1,0 +1,34 @@
+"""Ranks of one host: who can connect to them, and that they refuse a start together."""
+
+from __future__ import annotations
+
+import json
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from cavmae_ds.distributed.collectives import _meet_on_loopback
+from cavmae_ds.errors import ConfigError
+from tests.ranks import fork_ranks
+
+
+def test_the_ranks_of_one_host_listen_on_127_0_0_1_alone_and_refuse_together(tmp_path):
+    out = tmp_path / "listening.json"
+    finished = fork_ranks(2, Path(__file__).with_name("listening_worker.py"), str(out), scratch=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    listening, reached = json.loads(out.read_text())
+    assert {host for host, _ in listening} == {"127.0.0.1"} and len(listening) >= 3  # the store, gloo of each rank
+    assert not reached
+    for rank in range(2):  # what one rank alone refuses
+        assert f"rank {rank} refuses: {socket.gethostname()}: no room" in finished.stdout
+
+
+def test_a_port_that_another_run_has_is_one_sentence(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for name, value in {"MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ConfigError, match=rf"at port {port} \(Address already in use\).*--master_port"):
+            next(_meet_on_loopback("", timedelta(seconds=1)))
