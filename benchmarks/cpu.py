@@ -27,8 +27,8 @@ QUICKSTART = {
 def step() -> dict[str, Spent]:
     """Forward and backward of the quickstart's model: with predictions of all patches, and of hidden ones only."""
     from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+    from cavmae_ds.models.cavmae.masking import draw_plans
     from cavmae_ds.models.cavmae.model import CAVMAE
-    from cavmae_ds.models.common.masking import draw_plans
     from cavmae_ds.models.common.patches import select
     from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
     from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses

@@ -65,8 +65,8 @@ def contrastive(candidates: int, ranks: int = RANKS, both: bool = False) -> dict
 def step(clips: int, decoder_chunk: int = 0, checkpoint_towers: bool = False) -> dict[str, float]:
     """Forward and backward of one micro-batch, model and inputs not counted."""
     from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+    from cavmae_ds.models.cavmae.masking import draw_plans
     from cavmae_ds.models.cavmae.model import CAVMAE
-    from cavmae_ds.models.common.masking import draw_plans
     from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
     from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
 
@@ -107,14 +107,16 @@ def optimizer_steps(
 
 
 def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass: bool, world: Any) -> tuple:
-    from cavmae_ds.config.load import validate_config
     from cavmae_ds.data.transforms.front_end import FrontEnd
+    from cavmae_ds.models.cavmae import inputs
     from cavmae_ds.models.cavmae.model import CAVMAE
+    from cavmae_ds.tasks import validate_run
+    from cavmae_ds.tasks.pretrain.plan import PretrainPlan
     from cavmae_ds.tasks.pretrain.step import TrainingStep
-    from cavmae_ds.training.batch_plan import RunNumbers
+    from cavmae_ds.tasks.pretrain.task import Pretraining
     from cavmae_ds.training.engine import build_engine
 
-    cfg = validate_config(
+    cfg = validate_run(
         {
             "ds_config": "ds_configs/zero0.json",
             "model": model,
@@ -123,9 +125,9 @@ def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass
         }
     )
     known = {"accumulation": clips // micro_batch, "total_steps": 10, "steps_per_epoch": 10}
-    numbers = RunNumbers(**({field.name: 0 for field in fields(RunNumbers)} | known))  # type: ignore[arg-type]
-    engine = build_engine(cfg, numbers, CAVMAE(cfg.model), world)
-    front_end = FrontEnd(cfg.model, world.device)
+    numbers = PretrainPlan(**({field.name: 0 for field in fields(PretrainPlan)} | known))  # type: ignore[arg-type]
+    engine = build_engine(Pretraining(cfg, numbers), CAVMAE(cfg.model), world)
+    front_end = FrontEnd(inputs(cfg.model), world.device)
     return TrainingStep(cfg, numbers.accumulation, world, engine, front_end), front_end, cfg.model
 
 

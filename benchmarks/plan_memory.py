@@ -23,17 +23,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the launcher starts a file, not a module
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
-from cavmae_ds.models.common.masking import draw_plans
 from cavmae_ds.plan.activations import Activations, activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import bytes_per_value, count
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
-from cavmae_ds.training.batch_plan import derive
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.engine import build_engine
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ def run_of(size: str, precision: str, clips: int, **sections: Any) -> PretrainCo
     }
     for name, keys in sections.items():
         values[name] = {**values.get(name, {}), **keys} if isinstance(keys, dict) else keys
-    return validate_config(values)
+    return validate_run(values)
 
 
 def predicted(cfg: PretrainConfig) -> Activations:
@@ -139,7 +139,7 @@ def held_by_engine(cfg: PretrainConfig, world: World) -> dict[str, int]:
     held: all; bucket_buffers: those of them as large as a bucket, at the time when backward begins.
     """
     before = _storages()  # kept alive, so that no address comes back as somebody else's
-    engine = build_engine(cfg, derive(cfg, world.size, clips=1000), CAVMAE(cfg.model), world)
+    engine = build_engine(Pretraining(cfg, Pretraining.resolve(cfg, world.size, clips=1000)), CAVMAE(cfg.model), world)
     audio, frames = _inputs(cfg)
     inputs = audio.to(next(engine.module.parameters()).dtype), frames
     bucket = BUCKET * bytes_per_value(cfg.train.precision)

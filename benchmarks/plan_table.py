@@ -7,11 +7,11 @@ from pathlib import Path
 
 import typer
 
-from cavmae_ds.config.load import load_config
 from cavmae_ds.plan.advice import recommend
 from cavmae_ds.plan.hardware import GPUS
 from cavmae_ds.plan.predict import Machine, Planner, Prediction
 from cavmae_ds.plan.report import name_of
+from cavmae_ds.tasks import load_run
 
 BASE = Path(__file__).resolve().parents[1] / "launch" / "recipes" / "base.yaml"
 MACHINES = (1, "h200"), (8, "h100"), (8, "a100-80"), (8, "l40s"), (64, "h200"), (512, "h200")
@@ -30,7 +30,7 @@ def rows() -> Iterator[str]:
         if batch < gpus:
             continue
         overrides = [f"model.preset={model}", f"train.global_batch={batch}", "train.micro_batch=1"]
-        planner = Planner(load_config(BASE, overrides), Machine(GPUS[gpu], gpus, 8, 0.4))
+        planner = Planner(load_run(BASE, "pretrain", overrides), Machine(GPUS[gpu], gpus, 8, 0.4))
         found = recommend(planner)
         what = f"| {model} | {gpus} x {gpu} | {batch:,} |"
         yield f"{what} {_cells(found)} |" if found else f"{what} does not fit | | | | | | |"

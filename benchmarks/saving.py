@@ -105,18 +105,19 @@ def saving(model: str, rounds: int, folder: Path) -> dict[str, Any]:
 
 def _training(model: dict[str, int], world: Any) -> tuple[Any, Callable[[], None]]:
     """A DeepSpeed engine, and an optimizer step of it on noise."""
-    from cavmae_ds.config.load import validate_config
+    from cavmae_ds.models.cavmae.masking import draw_plans
     from cavmae_ds.models.cavmae.model import CAVMAE
-    from cavmae_ds.models.common.masking import draw_plans
+    from cavmae_ds.tasks import validate_run
     from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
-    from cavmae_ds.training.batch_plan import RunNumbers
+    from cavmae_ds.tasks.pretrain.plan import PretrainPlan
+    from cavmae_ds.tasks.pretrain.task import Pretraining
     from cavmae_ds.training.engine import build_engine
 
     train = {"global_batch": CLIPS, "micro_batch": CLIPS, "steps": 10, "precision": "fp32"}
-    cfg = validate_config({"ds_config": "ds_configs/zero2.json", "model": model, "train": train})
+    cfg = validate_run({"ds_config": "ds_configs/zero2.json", "model": model, "train": train})
     known = {"accumulation": 1, "total_steps": 10, "steps_per_epoch": 10}
-    numbers = RunNumbers(**({field.name: 0 for field in fields(RunNumbers)} | known))  # type: ignore[arg-type]
-    engine = build_engine(cfg, numbers, CAVMAE(cfg.model), world)
+    numbers = PretrainPlan(**({field.name: 0 for field in fields(PretrainPlan)} | known))  # type: ignore[arg-type]
+    engine = build_engine(Pretraining(cfg, numbers), CAVMAE(cfg.model), world)
     plans = draw_plans(cfg.model, cfg.mask, 0, 0, torch.arange(CLIPS))
     audio, images = torch.randn(CLIPS, 1024, 128), torch.randint(0, 255, (CLIPS, 3, 224, 224), dtype=torch.uint8)
 

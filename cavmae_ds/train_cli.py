@@ -8,7 +8,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,19 +15,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cavmae_ds.atomic_io import make_folder, refusal
-from cavmae_ds.config.load import load_any_run, load_run, to_yaml
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.load import to_yaml
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.environment import from_launcher, ranks_of_this_host
 from cavmae_ds.errors import ConfigError, DataError, RankError, UserError
 from cavmae_ds.fault_tolerance.exit import ExitCode, Leaving, PeerLost, leave, leaving, say
 from cavmae_ds.fault_tolerance.process_tree import launchers, when_orphaned
 from cavmae_ds.fault_tolerance.signals import LAUNCHER_GONE, StopRequests
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import load_run, task_of
 from cavmae_ds.terminal import echo, log_to_stderr, open_standard_streams
 
 if TYPE_CHECKING:
-    from cavmae_ds.training.batch_plan import CommonNumbers
+    from cavmae_ds.tasks.run_plan import RunPlan
 
 RunFile = Annotated[Path, typer.Argument(help="Run file: YAML with the differences from the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as you like.")]
@@ -42,7 +40,6 @@ LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=T
 
 Train = Callable[[StopRequests], None]
 
-AUDIOSET_CLASSES = 527
 log = logging.getLogger(__name__)
 
 
@@ -65,19 +62,7 @@ def pretrain_command(
     Exit codes: 0 done; 2 something must change first (one sentence says what); 75 asked to stop, everything is saved;
     69 a rank or host was lost; 130 told twice to stop; 1 a defect. After 69 and 75 the same command goes on.
     """
-    above = _prepare_rank()
-    cfg = load_run(run, PretrainConfig, overrides or [])
-    if not dry_run:
-        _check_run_dir(cfg)
-    from cavmae_ds.training.batch_plan import derive
-
-    _check_options(dry_run, clips)
-    numbers = derive(cfg, _ranks(dry_run, ranks), clips or None)
-    if dry_run:
-        return _show(cfg, numbers, looked_at=not clips)
-    from cavmae_ds.tasks.pretrain.task import pretrain
-
-    _train_and_leave(cfg, above, partial(pretrain, cfg, numbers))
+    _train("pretrain", run, overrides, dry_run, ranks, clips)
 
 
 def finetune_command(
@@ -97,23 +82,7 @@ def finetune_command(
 
     Exit codes: as those of pretraining; see launch/pretrain.py --help.
     """
-    above = _prepare_rank()
-    cfg = load_run(run, FinetuneConfig, overrides or [])
-    if not dry_run:
-        _check_run_dir(cfg)
-    from cavmae_ds.training.batch_plan import derive_finetuning
-
-    _check_options(dry_run, clips)
-    assumed = () if cfg.classifier.classes else ("",) * AUDIOSET_CLASSES
-    numbers = derive_finetuning(cfg, _ranks(dry_run, ranks), clips or None, assumed if clips else None)
-    if dry_run:
-        if clips and assumed:
-            numbers = replace(numbers, class_names=())
-            log.info("no data is looked at: %d classes are assumed, classifier.classes says otherwise", numbers.classes)
-        return _show(cfg, numbers, looked_at=not clips)
-    from cavmae_ds.tasks.finetune.task import finetune
-
-    _train_and_leave(cfg, above, partial(finetune, cfg, numbers))
+    _train("finetune", run, overrides, dry_run, ranks, clips)
 
 
 def train_command(
@@ -124,9 +93,33 @@ def train_command(
     clips: DryClips = 0,
     local_rank: LocalRank = 0,
 ) -> None:
-    """Train a run of any kind: what `cavmae launch` starts on every rank."""
-    finetunes = isinstance(load_any_run(run, overrides or []), FinetuneConfig)
-    (finetune_command if finetunes else pretrain_command)(run, overrides, dry_run, ranks, clips, local_rank)
+    """Train what the run file says, on all ranks that the launcher starts; resumes from a checkpoint in the run folder.
+
+    The file's `task` says what is trained; without the key, its sections do, and a file without any pretrains.
+
+    Examples:\n
+      deepspeed --num_gpus 2 launch/train.py RUN.yaml\n
+      python launch/train.py launch/recipes/base.yaml --dry-run --clips 1772023
+
+    Exit codes: as those of pretraining; see launch/pretrain.py --help.
+    """
+    _train("", run, overrides, dry_run, ranks, clips)
+
+
+def _train(task: str, run: Path, overrides: list[str] | None, dry_run: bool, ranks: int, clips: int) -> None:
+    above = _prepare_rank()
+    cfg = load_run(run, task, overrides or [])
+    if not dry_run:
+        _check_run_dir(cfg)
+    if clips and not dry_run:
+        raise ConfigError("--clips is for --dry-run, got --clips without it; add --dry-run or leave --clips out")
+    kind = task_of(cfg)  # brings torch along: a mistyped key is refused before that
+    plan = kind.resolve(cfg, _ranks(dry_run, ranks), clips or None)
+    if dry_run:
+        return _show(cfg, plan, looked_at=not clips)
+    from cavmae_ds.training.loop import train
+
+    _train_and_leave(cfg, above, partial(train, kind(cfg, plan)))
 
 
 def _prepare_rank() -> list[int]:
@@ -143,18 +136,13 @@ def _ranks(dry_run: bool, asked: int) -> int:
     return asked if dry_run and asked else from_launcher("WORLD_SIZE", 1)
 
 
-def _check_options(dry_run: bool, clips: int) -> None:
-    if clips and not dry_run:
-        raise ConfigError("--clips is for --dry-run, got --clips without it; add --dry-run or leave --clips out")
-
-
-def _show(cfg: RunConfig, numbers: CommonNumbers, looked_at: bool) -> None:
+def _show(cfg: RunConfig, numbers: RunPlan, looked_at: bool) -> None:
     """Prints the run. looked_at: its data were, so the weights of section init are too. Raises CheckpointError."""
     if from_launcher("RANK", 0) == 0:
         if looked_at:
             from cavmae_ds.weights.init import examine_start
 
-            examine_start(cfg, getattr(numbers, "classes", 0))
+            examine_start(cfg, numbers.head_classes())
         echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
 
 

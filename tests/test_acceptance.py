@@ -15,8 +15,10 @@ from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.cavmae.official_file import load_official
-from cavmae_ds.tasks.finetune.config import ClassifierConfig
-from cavmae_ds.training.optim import build_optimizer, classifier_rate, learning_rate_share
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.finetune.task import Finetuning
+from cavmae_ds.training.optim.build import build_optimizer
+from cavmae_ds.training.optim.schedule import learning_rate_share
 from cavmae_ds.weights.init import start_from
 
 TESTS = Path(__file__).parent
@@ -173,11 +175,12 @@ def test_acceptance_11_the_learning_rates_of_head_and_encoder(recipe, ratio, hea
         model = CAVMAEFT(sizes, 5)
     peak = EPOCHS_AT[recipe][0]
     optim = OptimConfig(name="adam", learning_rate=peak)
-    cfg = ClassifierConfig(head_lr_ratio=ratio)
+    values = {"train": {"epochs": 1}, "model": {"preset": "tiny"}, "classifier": {"head_lr_ratio": ratio}}
+    cfg = validate_run(values, "finetune")
 
     built = build_optimizer(
         model.named_parameters(), optim, peak, torch.device("cpu"),
-        lambda name: classifier_rate(name, cfg, sizes),
+        Finetuning.lr_scale(cfg),
     )  # fmt: skip
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in built.param_groups for p in group["params"]}

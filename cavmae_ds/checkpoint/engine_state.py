@@ -18,6 +18,7 @@ from torch import Tensor
 from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import FROZEN, MASTER, MEANS, Piece, PieceReader
 from cavmae_ds.distributed.process_group import World
+from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.distributed.zero_layout import (
     Fragment,
     find_partitions,
@@ -26,7 +27,6 @@ from cavmae_ds.distributed.zero_layout import (
     whole_shape,
 )
 from cavmae_ds.errors import shortened
-from cavmae_ds.training.ema import RunningMean
 
 
 class Scalars(BaseModel):

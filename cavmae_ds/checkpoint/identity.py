@@ -16,10 +16,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.config.on_resume import ALLOWABLE, OnResume, settings, values_by_key
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
+from cavmae_ds.tasks.run_plan import RunPlan
 
 log = logging.getLogger(__name__)
 
@@ -67,29 +66,22 @@ class Resumption(NamedTuple):
     """Entries of resume.allow that have allowed a change by now, and allow no other one."""
 
 
-def identity(cfg: RunConfig, numbers: CommonNumbers, used: Sequence[str] = ()) -> dict[str, Any]:
+def identity(cfg: RunConfig, numbers: RunPlan, used: Sequence[str] = ()) -> dict[str, Any]:
     """What the manifest keeps to be compared: setting -> value, as JSON has them; and the used entries."""
     values = values_by_key(cfg.model_dump(mode="json"))
+    omitted = cfg.not_compared() | {"data.epoch_clips"}  # the number that it comes to counts
     compared = {one.key: values[one.key] for one in settings(type(cfg)) if one.kind in _COMPARED}
-    del compared["data.epoch_clips"]  # the number that it comes to counts
-    if not cfg.train.ema_clips:  # may be given up, not taken up
-        del compared["train.ema_clips"]
+    compared = {key: value for key, value in compared.items() if key not in omitted}
     compared |= {_CLIPS: list(numbers.clips_by_source), _EPOCH: numbers.epoch_clips}
     if numbers.fingerprints:
         compared[_INDEX] = "+".join(numbers.fingerprints)
-    if isinstance(numbers, FinetuneNumbers):
-        compared["classifier.classes"] = numbers.classes
-    if isinstance(cfg, PretrainConfig):
-        if not cfg.augment.noise:  # may be given up
-            del compared["augment.noise"]
-        if cfg.loss.contrastive_weight > 0:
-            compared[_POOL] = _pool(cfg, numbers.ranks, cfg.train.micro_batch, cfg.contrastive.two_pass)
-        else:
-            compared = {key: value for key, value in compared.items() if not key.startswith("contrastive.")}
+    compared |= numbers.identity()
+    if (candidates := cfg.candidates(numbers.ranks)) is not None:
+        compared[_POOL] = candidates
     return compared | ({_USED: list(used)} if used else {})
 
 
-def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers, address: str) -> Resumption:
+def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunPlan, address: str) -> Resumption:
     """What differs from a checkpoint. Raises CheckpointError, naming it, for what must not, or not without consent."""
     changes, used = _changes(manifest, cfg, numbers), manifest.identity.get(_USED, [])
     refused = [one for one in changes if one.refusable and not one.allowed(cfg.resume.allow, used)]
@@ -101,7 +93,7 @@ def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers, a
             f"{differences}); restore it, choose another run_dir, or allow it with resume.allow: "
             f"{_entries(refused, cfg, used)}"
         )
-    if refused and isinstance(cfg, PretrainConfig):
+    if refused:
         (pool,) = refused
         raise CheckpointError(
             f"checkpoint {address!r} has every clip compared among {pool.was}, this run (ranks: {numbers.ranks}, "
@@ -114,7 +106,7 @@ def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers, a
     return Resumption(changes, [*used, *(entry for entry in cfg.resume.allow if entry in needed.difference(used))])
 
 
-def _changes(manifest: Manifest, cfg: RunConfig, numbers: CommonNumbers) -> list[Change]:
+def _changes(manifest: Manifest, cfg: RunConfig, numbers: RunPlan) -> list[Change]:
     """First what is refusable, then all other settings that differ."""
     kinds = {one.key: one.kind for one in settings(type(cfg))}
     # An older version kept fewer keys in the identity, but its whole config; a key that is newer than that version did
@@ -179,19 +171,7 @@ def _warn_of_other_origin(changes: Sequence[Change], cfg: RunConfig, address: st
         )  # fmt: skip
 
 
-def _pool(cfg: PretrainConfig, ranks: int, micro_batch: int, two_pass: bool) -> int:
-    """Candidates for a clip in the contrastive loss, itself among them (contrastive.Negatives)."""
-    if cfg.contrastive.chunks:
-        return cfg.train.global_batch // cfg.contrastive.chunks
-    everywhere = cfg.train.global_batch if two_pass else micro_batch * ranks
-    return everywhere if cfg.contrastive.negatives == "global" else everywhere // ranks
-
-
-def _advice(cfg: PretrainConfig, ranks_before: int, ranks: int, pool: int) -> str:
+def _advice(cfg: RunConfig, ranks_before: int, ranks: int, pool: int) -> str:
     """What gives so many candidates again: "set train.micro_batch: 4 or contrastive.two_pass: true"."""
-    batch, two_pass = cfg.train.global_batch, cfg.contrastive.two_pass
-    fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)
-    settings = [f"train.micro_batch: {micro}" for micro in fitting if _pool(cfg, ranks, micro, two_pass) == pool][:1]
-    if not two_pass and _pool(cfg, ranks, cfg.train.micro_batch, True) == pool:
-        settings.append("contrastive.two_pass: true")
+    settings = cfg.same_candidates(ranks, pool)
     return f"set {' or '.join(settings)}" if settings else f"start it on as many ranks as before ({ranks_before})"

@@ -12,7 +12,7 @@ from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.restoring import on_each_rank
 from cavmae_ds.checkpoint.run_lock import RunLock
 from cavmae_ds.checkpoint.shared_dir import find_disk
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.fault_tolerance.exit import ExitCode
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CHECKSUM = "checksum"
 CHECKSUM_SINCE = 3  # the format
-_NO_SECTIONS = ("run_dir", "ds_config")
+_NO_SECTIONS = ("run_dir", "ds_config", "task")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

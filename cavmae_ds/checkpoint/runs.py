@@ -18,12 +18,12 @@ from cavmae_ds.checkpoint.rewinds import Rewinds
 from cavmae_ds.checkpoint.shared_dir import Outcome, find_disk, told_by_first_rank
 from cavmae_ds.checkpoint.uploads import Uploads
 from cavmae_ds.checkpoint.writer import Writer
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.collectives import from_first_rank
 from cavmae_ds.distributed.process_group import World
+from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.training.batch_plan import CommonNumbers
-from cavmae_ds.training.ema import RunningMean
+from cavmae_ds.tasks.run_plan import RunPlan
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Checkpoints:
     def __init__(
         self,
         cfg: RunConfig,
-        numbers: CommonNumbers,
+        numbers: RunPlan,
         world: World,
         engine: Any,
         means: Sequence[RunningMean],

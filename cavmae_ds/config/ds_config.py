@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from cavmae_ds.atomic_io import read_text
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError, DataError, shortened
 
 RUN_OWNS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.config.load import to_yaml
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 
 CONFIG = "config.yaml"
 

@@ -1,4 +1,4 @@
-"""From a YAML file and `section.key=value` overrides to a checked PretrainConfig, and back to YAML."""
+"""From a YAML file and `section.key=value` overrides to a checked run, and back to YAML."""
 
 from __future__ import annotations
 
@@ -12,32 +12,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.config.yaml_reader import MOST_DEPTH, Dumper, parse_yaml, read_yaml
 from cavmae_ds.errors import ConfigError, shortened
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 Kind = TypeVar("Kind", bound=RunConfig)
 
 MOST_PROBLEMS = 8
 """Named in one sentence."""
-
-KINDS: tuple[type[RunConfig], ...] = (PretrainConfig, FinetuneConfig)
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Read a pretraining run's file; see load_run."""
-    return load_run(path, PretrainConfig, overrides)
-
-
-def load_run(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kind:
-    """Read the file of a run of one kind, apply overrides of the form `section.key=value`, check everything.
-
-    Raises ConfigError: no such file, not YAML, a run of another kind, bad override, unknown key (with the nearest right
-    one), wrong type, value out of range, sections that contradict each other.
-    """
-    return validate_run(read_values(path, overrides), kind)
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,33 +32,18 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return values
 
 
-def validate_config(values: dict[str, Any]) -> PretrainConfig:
-    """Check plain values of a pretraining run (as read from YAML); see load_run for the errors."""
-    return validate_run(values, PretrainConfig)
+def validate(values: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Check plain values (as read from YAML) of a run of one class.
 
-
-def validate_run(values: dict[str, Any], kind: type[Kind]) -> Kind:
-    """Check plain values of a run of one kind; see load_run for the errors."""
-    for other in KINDS:
-        foreign = values.keys() & (other.model_fields.keys() - kind.model_fields.keys())
-        if other is not kind and foreign:
-            raise ConfigError(
-                f"section {', '.join(map(repr, sorted(foreign)))} belongs to a run for {other.script}, this is "
-                f"{kind.script}; start it with that, or leave the section out"
-            )
+    Raises ConfigError: unknown key (with the nearest right one), wrong type, value out of range, sections that
+    contradict each other.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         raise ConfigError("; ".join(_sentence(problem, kind) for problem in problems[:MOST_PROBLEMS]) + more) from None
-
-
-def load_any_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's file: of finetuning if it has a section that only that has, else of pretraining; see load_run."""
-    values = read_values(path, overrides)
-    finetunes = values.keys() & (FinetuneConfig.model_fields.keys() - PretrainConfig.model_fields.keys())
-    return validate_run(values, FinetuneConfig) if finetunes else validate_run(values, PretrainConfig)
 
 
 def to_yaml(config: RunConfig) -> str:

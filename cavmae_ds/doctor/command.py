@@ -17,7 +17,7 @@ from cavmae_ds.fault_tolerance.exit import ExitCode, leave, say
 from cavmae_ds.terminal import DisplayConsole
 
 if TYPE_CHECKING:
-    from cavmae_ds.config.sections.common import RunConfig
+    from cavmae_ds.config.sections.run import RunConfig
     from cavmae_ds.doctor.examine import Asked
     from cavmae_ds.doctor.report import Line
 
@@ -86,17 +86,10 @@ def _together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[int, str]
 
 
 def _config(run: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """The run of whichever kind, or the defaults. Raises ConfigError as load_run does."""
-    from cavmae_ds.config.load import read_values, validate_run
-    from cavmae_ds.tasks.finetune.config import FinetuneConfig
-    from cavmae_ds.tasks.pretrain.config import PretrainConfig
+    """The run of whichever task, or the defaults of pretraining. Raises ConfigError as load_run does."""
+    from cavmae_ds.tasks import load_run, validate_run
 
-    if run is None:
-        return validate_run({"train": {"epochs": 1}}, PretrainConfig)
-    values = read_values(run, overrides)
-    if values.keys() & (FinetuneConfig.model_fields.keys() - PretrainConfig.model_fields.keys()):
-        return validate_run(values, FinetuneConfig)
-    return validate_run(values, PretrainConfig)
+    return load_run(run, overrides=overrides) if run else validate_run({"train": {"epochs": 1}}, "pretrain")
 
 
 def _tell(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int, json_file: Path | None) -> None:

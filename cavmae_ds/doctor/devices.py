@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.terminal import available_cores

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.bucket import check_address
 from cavmae_ds.doctor.compiling import check_compiler
@@ -16,9 +16,7 @@ from cavmae_ds.doctor.finding import Check, Finding, bounded, ok
 from cavmae_ds.doctor.leftovers import check_leftovers
 from cavmae_ds.doctor.space import check_disk, check_limits, check_shared_memory, check_temporary
 from cavmae_ds.doctor.versions import check_versions
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.tasks import task_of
 from cavmae_ds.weights.init import examine_start
 
 
@@ -68,11 +66,7 @@ def _first_weights(asked: Asked) -> list[Finding]:
 
 def _numbers(asked: Asked) -> list[Finding]:
     cfg = asked.cfg
-    if isinstance(cfg, FinetuneConfig):
-        numbers: CommonNumbers = derive_finetuning(cfg, asked.ranks)
-    else:
-        assert isinstance(cfg, PretrainConfig)
-        numbers = derive(cfg, asked.ranks)
+    numbers = task_of(cfg).resolve(cfg, asked.ranks)
     return [ok("run", f"{numbers.clips:,} clips, {numbers.total_steps:,} steps of {numbers.global_batch:,} clips")]
 
 

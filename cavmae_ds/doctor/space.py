@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.loading.handover import (
     LONGEST_TEMPORARY_FOLDER,
     check_temporary_folder,
@@ -22,10 +22,8 @@ from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.errors import distinct
 from cavmae_ds.fault_tolerance.shared_memory_leftovers import FOLDER
-from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
-from cavmae_ds.plan.states import count
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.models import family_of
+from cavmae_ds.tasks import task_of
 
 GIB, MIB = 2**30, 2**20
 ADAPTERS = Path("/sys/class/infiniband")
@@ -33,14 +31,12 @@ STORED_CLIP_BYTES = 448_000
 """Of a clip in its shard (spec/data-path.md); as DataConfig.shuffle_block says."""
 CHECKPOINT_BYTES = 16
 """A parameter: fp32 weight, two moments, running mean."""
-CLASSES = 527
-"""Of AudioSet: a classifier whose classes are not in the run file."""
 
 
 def check_shared_memory(cfg: RunConfig) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
     ranks, workers, clips = ranks_of_this_host(), cfg.data.workers, cfg.train.micro_batch
-    needed = memory_needed(ranks, workers, clips, cfg.model.image_size)
+    needed = memory_needed(ranks, workers, clips, family_of(cfg.model.family).inputs(cfg.model, cfg.task).frame_size)
     there = shutil.disk_usage(FOLDER)
     return [shared_memory(there.free, there.total, needed, f"{ranks} x {workers} loader workers")]
 
@@ -81,12 +77,8 @@ def check_disk(cfg: RunConfig) -> list[Finding]:
 
 def parameters(cfg: RunConfig) -> int:
     """Of the run's model; allocates nothing."""
-    if isinstance(cfg, FinetuneConfig):
-        with torch.device("meta"):
-            model = CLASSIFIERS[cfg.classifier.model](cfg.model, cfg.classifier.classes or CLASSES)
-        return sum(parameter.numel() for parameter in model.parameters())
-    assert isinstance(cfg, PretrainConfig)
-    return count(cfg).total
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in task_of(cfg).build_model(cfg).parameters())
 
 
 def disk(name: str, folder: Path, needed: int, whose: str, do: str) -> Finding:

@@ -80,6 +80,7 @@ class Embedder:
         """The model is on the device. Raises ConfigError for a length that no clip has."""
         self.loaded = loaded
         self.config: ModelConfig = loaded.config
+        self.frame_size = loaded.inputs.frame_size
         self.sees = "v" in loaded.model.modalities
         self.settings = clip_settings(loaded.config, clip_seconds)
         self._device, self._log_mel = device, LogMel(device)

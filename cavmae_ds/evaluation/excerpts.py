@@ -20,7 +20,6 @@ from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluation.embedding import Excerpt, excerpt_of
-from cavmae_ds.models.cavmae.config import ModelConfig
 
 CACHE_LIMIT_GIB = 8.0
 """Of the shards of a bucket: each clip is read once, so there is no use in keeping them."""
@@ -91,14 +90,13 @@ def from_shards(clips: DataSets, workers: int) -> Clips:
 class DataSets(Dataset):
     """The clips of data sets, with some of their frames."""
 
-    def __init__(self, addresses: Sequence[str], frames: Sequence[int], model: ModelConfig):
+    def __init__(self, addresses: Sequence[str], frames: Sequence[int], frame_size: int):
         """Raises DataError: not there, unreachable, damaged, or of another frame size where frames are wanted."""
         from cavmae_ds.data.loading.shard_cache import ShardCache
 
         data = DataConfig(cache_limit_gib=CACHE_LIMIT_GIB)
         for address in addresses:
-            seen = model if frames else model.model_copy(update={"image_size": read_manifest(address, data).frame_size})
-            check_shards(address, seen, data)
+            check_shards(address, frame_size if frames else read_manifest(address, data).frame_size, data)
         self._shards = ShardCache(addresses, data)
         self._frames = tuple(frames)
 

@@ -85,7 +85,7 @@ def _open(embedder: Embedder, inputs: Sequence[str], frames: Sequence[int], work
         return len(videos), from_videos(videos, frames, embedder.settings, workers)
     if others := [one for one in inputs if one not in data_sets]:
         raise DataError(f"{data_sets[0]} is a data set and {others[0]} is not; give one kind at a time")
-    clips = DataSets(data_sets, frames, embedder.config)
+    clips = DataSets(data_sets, frames, embedder.frame_size)
     return len(clips), from_shards(clips, workers)
 
 

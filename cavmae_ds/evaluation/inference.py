@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError
 from cavmae_ds.evaluation.classification import Classification, classification_scores, one_hot
 from cavmae_ds.evaluation.distributed_eval import agreed, alone, to_all, to_first
-from cavmae_ds.models.cavmae.classifier import CAVMAEFT, MODES, ROUTES
-from cavmae_ds.models.cavmae.config import Mode
 from cavmae_ds.weights.load import LoadedModel, load_model
 
 EVERY_FRAME = tuple(range(FRAMES_PER_CLIP))
@@ -63,9 +61,9 @@ class Judged:
     batch: int = field(default=BATCH, kw_only=True)
     """Clips of one forward pass."""
 
-    def able(self) -> tuple[Mode, ...]:
+    def able(self) -> tuple[str, ...]:
         """The modes that a classifier has the parameters for."""
-        return tuple(mode for mode in MODES if set(ROUTES[mode].towers) <= set(self.loaded.model.modalities))
+        return self.loaded.model.modes
 
     def names_of(self, labels: Iterable[int]) -> list[str]:
         """Names of classes, also of those that only the model has."""
@@ -117,7 +115,7 @@ def open_judged(weights: Path, shards: str, ema: bool = False, world: World | No
     cache = run.get("data", {}).get("cache")
     clips = EvaluationClips(shards, Path(cache) if cache else None)
     return Judged(
-        loaded, FrontEnd(loaded.config, world.device), clips, manifest.classes, manifest.class_ids, run, world,
+        loaded, FrontEnd(loaded.inputs, world.device), clips, manifest.classes, manifest.class_ids, run, world,
         np.arange(len(clips)),
     )  # fmt: skip
 
@@ -126,8 +124,7 @@ def _loaded(weights: Path, shards: str, ema: bool, device: torch.device) -> tupl
     loaded = load_model(weights, ema, device=device)
     sees = "v" in loaded.model.modalities
     manifest = read_manifest(shards, DataConfig())
-    sizes = loaded.config if sees else loaded.config.model_copy(update={"image_size": manifest.frame_size})
-    check_shards(shards, sizes)
+    check_shards(shards, loaded.inputs.frame_size if sees else manifest.frame_size)
     if loaded.classes and len(manifest.classes) > loaded.classes:
         raise DataError(
             f"the shards in {shards!r} name {len(manifest.classes)} classes, the model in {loaded.source!r} has "
@@ -137,20 +134,20 @@ def _loaded(weights: Path, shards: str, ema: bool, device: torch.device) -> tupl
 
 
 def classify(
-    judged: Judged, modes: Sequence[Mode], frames: Sequence[int], probabilities: str = ""
-) -> tuple[str, dict[Mode, ModeScores]]:
+    judged: Judged, modes: Sequence[str], frames: Sequence[int], probabilities: str = ""
+) -> tuple[str, dict[str, ModeScores]]:
     """Score a classifier in some modes: full sound with each of these frames, probabilities averaged over the frames.
 
     probabilities: a key of PROBABILITIES, by default softmax where every clip has exactly one class; returned too.
     By all ranks together; the first has the scores, the others none. Raises CheckpointError for outputs that are no
     numbers, DataError for damaged clips and for clips that all lack a label.
     """
-    world, classes = judged.world, judged.loaded.classes
-    sums: dict[Mode, Tensor] = {}
-    alone: dict[Mode, list[Classification]] = {mode: [] for mode in modes}
+    world, classes, model = judged.world, judged.loaded.classes, judged.loaded.model
+    sums: dict[str, Tensor] = {}
+    alone: dict[str, list[Classification]] = {mode: [] for mode in modes}
     targets = torch.empty(0)
     for frame in frames:
-        looking = [mode for mode in modes if frame == frames[0] or "v" in ROUTES[mode].towers]
+        looking = [mode for mode in modes if frame == frames[0] or model.reads_frames(mode)]
         if not looking:
             break
         own, own_labels = agreed(world, partial(_logits, judged, looking, frame))
@@ -164,13 +161,15 @@ def classify(
             outcome = PROBABILITIES[probabilities](torch.cat([part[mode] for part in parts]))  # [N, C]
             alone[mode].append(classification_scores(targets, outcome))
             sums[mode] = sums[mode] + outcome if mode in sums else outcome
-    return probabilities, {mode: _of_mode(mode, targets, sums[mode], frames, alone[mode]) for mode in sums}
+    return probabilities, {
+        mode: _of_mode(frames if model.reads_frames(mode) else (), targets, sums[mode], alone[mode]) for mode in sums
+    }
 
 
-def _logits(judged: Judged, modes: Sequence[Mode], frame: int) -> tuple[dict[Mode, Tensor], list[list[int]]]:
+def _logits(judged: Judged, modes: Sequence[str], frame: int) -> tuple[dict[str, Tensor], list[list[int]]]:
     """Of this rank's clips: logits [n, C] in each mode, and their labels."""
-    model = cast(CAVMAEFT, judged.loaded.model)
-    found: dict[Mode, list[Tensor]] = {mode: [torch.zeros(0, judged.loaded.classes)] for mode in modes}
+    model = judged.loaded.model
+    found: dict[str, list[Tensor]] = {mode: [torch.zeros(0, judged.loaded.classes)] for mode in modes}
     labels: list[list[int]] = []
     for batch in judged.batches(frame):
         audio, images = judged.front_end(batch)
@@ -237,14 +236,12 @@ def classes_with(judged: Judged, prefix: str) -> set[int]:
     return found
 
 
-def _of_mode(
-    mode: Mode, targets: Tensor, total: Tensor, frames: Sequence[int], alone: list[Classification]
-) -> ModeScores:
-    looked_at = frames if "v" in ROUTES[mode].towers else ()
+def _of_mode(frames: Sequence[int], targets: Tensor, total: Tensor, alone: list[Classification]) -> ModeScores:
+    """frames: none where the mode reads none."""
     if len(alone) == 1:
-        return ModeScores(looked_at, alone[0], alone, targets, total)
+        return ModeScores(frames, alone[0], alone, targets, total)
     mean = (total / len(alone)).clamp(max=1)  # a sum of ones may round up
-    return ModeScores(looked_at, classification_scores(targets, mean), alone, targets, mean)
+    return ModeScores(frames, classification_scores(targets, mean), alone, targets, mean)
 
 
 def _numbers(judged: Judged, outputs: Tensor) -> Tensor:

@@ -11,16 +11,18 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.format.clips import Batch, collate
 from cavmae_ds.data.format.spread import spread
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.inference import Judged
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+from cavmae_ds.models.cavmae.masking import Plans, draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
-from cavmae_ds.models.common.masking import MaskPlan, Plans, draw_plans
+from cavmae_ds.models.common.masking import MaskPlan
 from cavmae_ds.models.common.patches import Picture
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 Mode = Literal["unstructured", "time", "freq", "tf"]
 
@@ -55,12 +57,11 @@ def settings_of_run(judged: Judged) -> Settings:
         raise ConfigError(f"the model in {source!r} is a classifier without a decoder: give a pretrained one")
     if not judged.run:
         return Settings()
-    run = validate_config(judged.run)
+    run = cast(PretrainConfig, validate_run(judged.run, "pretrain"))
     if run.loss.mae_weight == 0:
         raise ConfigError(f"the run of {source!r} had loss.mae_weight=0: its decoder has learnt nothing to draw")
-    return Settings(
-        run.mask.audio_ratio, run.mask.image_ratio, run.mask.audio_mode, run.train.seed, run.loss.normalise_pixels
-    )
+    mask = cast(MaskConfig, run.mask)
+    return Settings(mask.audio_ratio, mask.image_ratio, mask.audio_mode, run.train.seed, run.loss.normalise_pixels)
 
 
 def check_ratios(audio_ratio: float, image_ratio: float) -> None:

@@ -35,25 +35,8 @@ def next_steps(run: RunFolder) -> Iterator[NextStep]:
 def _with_weights(run: RunFolder, folder: str) -> Iterator[NextStep]:
     data = shlex.quote(run.data)
     clips = ", on the clips it was trained on: better take others" if run.data == run.settings.get("data.train") else ""
-    if run.finetunes:
-        averaged = " --weights averaged" if (run.path / AVERAGED_WEIGHTS).is_file() else ""
-        yield NextStep(
-            f"its scores in every mode, with pictures{clips}",
-            f"cavmae evaluate {folder} --data {data} --mode all{averaged}",
-        )
-    else:
-        yield NextStep(
-            f"how well it retrieves, and a page of what it finds{clips}",
-            f"cavmae evaluate {folder} --data {data} --gallery {folder}/gallery.html",
-        )
-        if run.settings.get("loss.mae_weight"):
-            yield NextStep(
-                "pictures of reconstructions", f"cavmae inpaint {folder} --data {data} --out {folder}/inpainted.png"
-            )
+    averaged = (run.path / AVERAGED_WEIGHTS).is_file()
+    for purpose, command in run.run_class.next_steps(run.settings, folder, data, averaged):
+        yield NextStep(f"{purpose}{clips}" if "evaluate" in command.split() else purpose, command)
     yield NextStep("features of clips for other code", f"cavmae features {folder} {data} --out features.safetensors")
     yield NextStep("one file of weights for other code", f"cavmae export {folder} --out model.safetensors")
-    if not run.finetunes:
-        yield NextStep(
-            "a classifier from it, by a run file as in docs/finetune.md",
-            f"deepspeed launch/finetune.py FINETUNE.yaml init.from_checkpoint={folder}",
-        )

@@ -46,7 +46,7 @@ def report(run_dir: Annotated[Path, RUN_DIR]) -> None:
 
 
 def _progress(run: RunFolder) -> Iterator[tuple[str, str]]:
-    yield "run", f"{'finetuning' if run.finetunes else 'pretraining'}, {_state(run)}"
+    yield "run", f"{run.run_class.title}, {_state(run)}"
     yield "steps", f"{run.step} of {run.total_steps}" if run.total_steps else str(run.step)
 
 

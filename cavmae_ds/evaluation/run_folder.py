@@ -10,9 +10,9 @@ from typing import Any
 
 from cavmae_ds.checkpoint.folder import step_of, whole_checkpoints
 from cavmae_ds.compare.runs import Point, curves_of, settings_of
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.monitor.log import BEGINNINGS, LOG, read_log
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import run_class, task_by_sections
 
 AVERAGED_WEIGHTS = "averaged.safetensors"
 """Of a finetuning run that is over: the mean of the weights after some epochs (section average)."""
@@ -39,9 +39,9 @@ class RunFolder:
     """Time of the last line of log.jsonl, seconds since 1970; 0 without one."""
 
     @property
-    def finetunes(self) -> bool:
-        """Whether a classifier is trained."""
-        return "classifier.mode" in self.settings
+    def run_class(self) -> type[RunConfig]:
+        """Of its task; a run older than the key `task` has sections that only its task has."""
+        return run_class(task_by_sections(self.settings.get("task"), {key.split(".")[0] for key in self.settings}))
 
     @property
     def step(self) -> int:
@@ -64,7 +64,7 @@ class RunFolder:
     @property
     def command(self) -> str:
         """To resume it: the script with the arguments that it was last started with."""
-        script = (FinetuneConfig if self.finetunes else PretrainConfig).script
+        script = self.run_class.script
         begun = self._newest(*BEGINNINGS) or {}
         try:
             words = shlex.split(begun.get("environment", {}).get("command", ""))[2:]  # python, the script

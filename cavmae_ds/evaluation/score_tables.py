@@ -7,13 +7,12 @@ from typing import Any
 from rich.table import Column, Table
 
 from cavmae_ds.evaluation.inference import ModeScores
-from cavmae_ds.models.cavmae.config import Mode
 from cavmae_ds.terminal import folding_table
 
 LONGEST_TABLE = 20  # classes; of more the best and the worst are shown
 
 
-def mode_table(found: dict[Mode, ModeScores], probabilities: str) -> Table:
+def mode_table(found: dict[str, ModeScores], probabilities: str) -> Table:
     """One row a mode."""
     scores = next(iter(found.values())).scores
     left_out = len(scores.classes) - scores.scored_classes

@@ -14,7 +14,6 @@ from cavmae_ds.evaluation.distributed_eval import agreed
 from cavmae_ds.evaluation.inference import Judged, ModeScores, Pooled, classify
 from cavmae_ds.evaluation.retrieval import retrieval_scores
 from cavmae_ds.evaluation.score_tables import class_table, mode_table, retrieval_table
-from cavmae_ds.models.cavmae.config import Mode
 
 
 def scores_file(weights: Path, ema: bool, name: str) -> Path:
@@ -41,7 +40,7 @@ def retrieval(judged: Judged, pooled: Pooled) -> tuple[dict[str, Any], Table]:
 
 def classification(
     judged: Judged, frames: Sequence[int], mode: str = "", probabilities: str | None = None
-) -> tuple[dict[str, Any], list[Table], dict[Mode, ModeScores]]:
+) -> tuple[dict[str, Any], list[Table], dict[str, ModeScores]]:
     """What JSON tells of it, tables, and the scores of each mode: on the first rank, nothing on the others.
 
     mode: modes with commas between, or all; by default the run's. probabilities: a key of PROBABILITIES, by default as
@@ -58,7 +57,7 @@ def classification(
     return {"probabilities": kind, "modes": values}, tables, found
 
 
-def _modes(judged: Judged, asked: str) -> list[Mode]:
+def _modes(judged: Judged, asked: str) -> list[str]:
     if not judged.loaded.classes:
         raise ConfigError(f"the model in {judged.loaded.source!r} is no classifier: finetune it first, or leave --what")
     able = judged.able()
@@ -69,7 +68,7 @@ def _modes(judged: Judged, asked: str) -> list[Mode]:
     for name in modes:
         if name not in able:
             raise ConfigError(f"--mode must be all or of {', '.join(able)} for this model, got {name!r}")
-    return [name for name in get_args(Mode) if name in modes]
+    return [name for name in get_args(str) if name in modes]
 
 
 def _probabilities_of_run(judged: Judged) -> str:

@@ -38,12 +38,12 @@ def launch(
       cavmae launch RUN.yaml
       cavmae launch RUN.yaml --hostfile launch/hostfile --restarts 10 --min-hosts 6 train.global_batch=4096
     """
-    from cavmae_ds.config.load import load_any_run
     from cavmae_ds.launcher.hosts import HERE, Host, read_hostfile
     from cavmae_ds.launcher.supervisor import Supervisor
     from cavmae_ds.launcher.world_size import check_fewer_hosts
+    from cavmae_ds.tasks import load_run
 
-    cfg = load_any_run(run, overrides or [])
+    cfg = load_run(run, overrides=overrides or [])
     hosts = read_hostfile(hostfile) if hostfile else [Host(HERE, ranks_per_host or _gpus() or 1)]
     if ranks_per_host:
         hosts = [Host(host.name, ranks_per_host) for host in hosts]

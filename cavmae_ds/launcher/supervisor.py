@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.bucket import PATIENCE_S, open_bucket
 from cavmae_ds.checkpoint.folder import step_of
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.errors import DataError
 from cavmae_ds.fault_tolerance.exit import ExitCode, say

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 
 class Shape(NamedTuple):
@@ -50,11 +49,8 @@ def check_fewer_hosts(cfg: RunConfig, hosts: int, min_hosts: int) -> None:
     """Raises ConfigError if a run could not go on with fewer hosts, or cannot have so many."""
     if not 1 <= min_hosts <= hosts:
         raise ConfigError(f"--min-hosts must be from 1 to the {hosts} hosts of the run, got {min_hosts}")
-    if min_hosts == hosts or not isinstance(cfg, PretrainConfig):
-        return
-    compared = cfg.loss.contrastive_weight and cfg.contrastive.negatives == "global"
-    if compared and not cfg.contrastive.two_pass:
-        raise ConfigError(
-            f"--min-hosts {min_hosts} of {hosts}: with fewer ranks each clip would be compared with fewer others, for "
-            "contrastive.negatives is global; set contrastive.two_pass: true, which compares all clips of a step"
-        )
+    if min_hosts < hosts:
+        try:
+            cfg.check_fewer_ranks()
+        except ConfigError as error:
+            raise ConfigError(f"--min-hosts {min_hosts} of {hosts}: {error}") from error

@@ -4,57 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from cavmae_ds.checkpoint.identity import Change
 from cavmae_ds.checkpoint.shared_dir import Outcome
-from cavmae_ds.config.sections.common import RunConfig
 from cavmae_ds.data.format.schema import Damage
 from cavmae_ds.distributed.collectives import from_all_ranks, mean_over_ranks, start_gather
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import for_display
-from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, drawable, figure_pixels
 from cavmae_ds.monitor.bad_clips import BadClips
 from cavmae_ds.monitor.curves import Curves
 from cavmae_ds.monitor.norms import BlockNorms
 from cavmae_ds.monitor.speed import GIB, OwnWork, Stragglers, matmul_ceiling_flops, memory_gib, spread
 from cavmae_ds.monitor.texts import as_code, environment, hyperparameters, texts, this_machine
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.finetune.losses import ClassificationLosses
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses
-from cavmae_ds.tasks.pretrain.step import StepDone
-from cavmae_ds.training.batch_plan import CommonNumbers
-from cavmae_ds.training.optim import learning_rate_share
+from cavmae_ds.tasks.task import StepOutput, Task
 
 Item = TypeVar("Item")
-
-TAGS = {
-    "total": "loss/total",
-    "mae_audio": "loss/mae_audio",
-    "mae_image": "loss/mae_image",
-    "contrastive": "loss/contrastive",
-    "in_batch_accuracy": "retrieval/in_batch_accuracy",
-    "v2a_accuracy": "retrieval/v2a_accuracy",
-    "a2v_accuracy": "retrieval/a2v_accuracy",
-    "accuracy": "train/accuracy",
-}
-"""The curve that each field of the losses is drawn as."""
-
-
-class Validates(Protocol):
-    """What is measured on clips that are not trained on."""
-
-    def after(self, step: int) -> dict[str, float]:
-        """Curves of what is due after so many optimizer steps; on the first rank. All ranks call it."""
-        ...
 
 
 class Monitor:
@@ -66,17 +37,20 @@ class Monitor:
 
     def __init__(
         self,
-        cfg: RunConfig,
-        numbers: CommonNumbers,
+        task: Task,
         world: World,
         step: int,
         engine: Any,
+        learning_rate: Callable[[int], float],
         saves: Callable[[], Iterable[Outcome]],
     ):
-        """step: optimizer steps already done; saves: tells of checkpoints that ended since it was last asked."""
-        self._cfg, self._numbers, self._world = cfg, numbers, world
-        fields = (ClassificationLosses if isinstance(cfg, FinetuneConfig) else PretrainLosses)._fields
-        self._terms = torch.zeros(len(fields), device=world.device, dtype=torch.float64)
+        """step: optimizer steps already done. learning_rate: of an optimizer step (1-based). saves: gives the outcomes
+        of checkpoints that ended since its last call.
+        """
+        cfg, numbers = task.cfg, task.plan
+        self._task, self._cfg, self._numbers, self._world = task, cfg, numbers, world
+        self._learning_rate = learning_rate
+        self._terms = torch.zeros(len(task.metrics), device=world.device, dtype=torch.float64)
         self._taken = 0
         self._bad = BadClips(cfg.data.max_bad_share)
         self._work = OwnWork(engine, world.device)
@@ -110,14 +84,14 @@ class Monitor:
         """Pass batches through, adding up how long each was waited for."""
         return self._work.timed(batches)
 
-    def step_done(self, step: int, done: StepDone) -> None:
+    def step_done(self, step: int, done: StepOutput) -> None:
         """Note one optimizer step (1-based); write what is due.
 
         A step that was skipped counts in no mean of losses. Raises DataError above data.max_bad_share.
         """
         self._last_step = step
         if not done.skipped:
-            self._terms += torch.stack([term.double() for term in done.losses])
+            self._terms += done.metrics
             self._taken += 1
         for line in self._bad.note(done.bad):
             tqdm.write(for_display(f"bad clip: {line}"))
@@ -130,20 +104,17 @@ class Monitor:
         self._draw_saves()
         every = self._cfg.monitor.pictures_every
         due = every > 0 and step % every == 0 and not done.skipped
-        if self._curves and due and isinstance(self._cfg, PretrainConfig) and drawable(done.output):
-            names, normalised = done.evidence[-1].clip_ids, self._cfg.loss.normalise_pixels
-            figure = draw_reconstructions(done.output, normalised, self._cfg.monitor.pictures, names)
-            self._curves.picture("reconstructions", figure_pixels(figure), step)
+        if self._curves and due:
+            for name, pixels in self._task.figures(done).items():
+                self._curves.picture(name, pixels, step)
 
-    def validate(self, step: int, validation: Validates | None) -> None:
+    def validate(self, step: int) -> None:
         """Validate what is due after this step and draw the curves; its time does not count."""
-        if validation is None:
-            return
         began = time.perf_counter()
-        self.draw(step, validation.after(step))
+        self.draw(step, self._task.validate(step))
         self._since += time.perf_counter() - began
 
-    def draw(self, step: int, values: dict[str, float]) -> None:
+    def draw(self, step: int, values: Mapping[str, float]) -> None:
         """A point of some curves, by whoever has something to tell (checkpoints, guards)."""
         if self._curves and values:
             self._curves.draw(step, values)
@@ -171,8 +142,8 @@ class Monitor:
 
     def _write_point(self, step: int, grad_norm: float) -> None:
         steps = step - self._last_point
-        means = mean_over_ranks(self._terms / self._taken).cpu()  # no numbers if all steps were skipped
-        losses = self._losses(means)
+        # No numbers if all steps were skipped.
+        means = mean_over_ranks(self._terms / self._taken).tolist()
         memory = memory_gib(self._world.device)
         bad, lines = self._bad.take()
         mine = [*self._work.take(), *memory.values(), *bad]
@@ -183,7 +154,7 @@ class Monitor:
         step_s = elapsed / steps
         found = spread(own.tolist(), step_s)
         rate = self._numbers.global_batch / step_s
-        points = {TAGS[field]: value for field, value in losses.items()} | {
+        points = {metric.curve: value for metric, value in zip(self._task.metrics, means, strict=True)} | {
             "optim/lr": self._learning_rate(step),
             "optim/grad_norm": grad_norm,
             "perf/clips_per_second": rate,
@@ -199,9 +170,9 @@ class Monitor:
         points |= {f"memory/{kind}_gib": most for kind, most in zip(memory, held.amax(0).tolist(), strict=True)}
         points |= self._bad.add(bad_by_damage.sum(0).tolist(), steps * self._numbers.global_batch)
         self.draw(step, points)
+        shown = [m.progress.format(value) for m, value in zip(self._task.metrics, means, strict=True) if m.progress]
         self._progress.set_postfix_str(
-            f"loss {losses['total']:.4f}, {self._accuracy(losses)}, {rate:.0f} clips/s, "
-            f"data wait {points['perf/data_wait_share']:.0%}"
+            f"{', '.join(shown)}, {rate:.0f} clips/s, data wait {points['perf/data_wait_share']:.0%}"
         )
         self._tell(step, self._stragglers.judge(found), bad_by_damage.any().item(), lines)
         self._bad.check()
@@ -218,20 +189,6 @@ class Monitor:
         if any_bad:
             for line in dict.fromkeys(line for of_rank in from_all_ranks(lines) for line in of_rank):
                 self.event(step, "bad clip", line=line)
-
-    def _losses(self, means: Tensor) -> dict[str, float]:
-        """Field of the losses -> mean."""
-        if isinstance(self._cfg, PretrainConfig):
-            measured = PretrainLosses(*means).measured(self._cfg.contrastive)
-        else:
-            measured = ClassificationLosses(*means)._asdict()
-        return {field: value.item() for field, value in measured.items()}
-
-    @staticmethod
-    def _accuracy(losses: dict[str, float]) -> str:
-        if "accuracy" in losses:
-            return f"accuracy {losses['accuracy']:.0%}"
-        return f"in-batch {losses['in_batch_accuracy']:.0%}"
 
     def _draw_saves(self) -> None:
         """How saves ended, at the step they are of; failures are counted from the start of this process."""
@@ -252,10 +209,3 @@ class Monitor:
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self._numbers.total_steps)
-
-    def _learning_rate(self, step: int) -> float:
-        numbers = self._numbers
-        share = learning_rate_share(
-            step - 1, self._cfg.optim, numbers.total_steps, numbers.steps_per_epoch, numbers.global_batch
-        )
-        return numbers.peak_learning_rate * share

@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.config.sections.common import RunConfig
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.training.batch_plan import CommonNumbers
+from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.tasks.run_plan import RunPlan
+from cavmae_ds.tasks.task import Task
 
 HELD_OUT = "HELD_OUT_SHARDS"
 """Stands for a data set where the run names none that it was not trained on."""
 
 
-def start_line(cfg: RunConfig, numbers: CommonNumbers, start: int) -> str:
+def start_line(cfg: RunConfig, numbers: RunPlan, start: int) -> str:
     """For the log of the first rank, before the first step. start: optimizer steps already done."""
     ranks = "1 rank" if numbers.ranks == 1 else f"{numbers.ranks:,} ranks"
     steps = f"steps {start + 1:,} to {numbers.total_steps:,} of {numbers.global_batch:,} clips"
@@ -25,18 +25,17 @@ def start_line(cfg: RunConfig, numbers: CommonNumbers, start: int) -> str:
     )
 
 
-def end_line(cfg: RunConfig) -> str:
+def end_line(task: Task) -> str:
     """For the log of the first rank, when all is saved."""
+    cfg = task.cfg
     whole = whole_checkpoints(cfg.run_dir)
     checkpoint = whole[-1] if whole else cfg.checkpoint.address
-    data, run_dir = cfg.data.validation or HELD_OUT, str(cfg.run_dir)
-    averaged = ["--weights", "averaged"] if isinstance(cfg, FinetuneConfig) and cfg.average.on else []
-    commands = [["cavmae", "report", run_dir], ["cavmae", "evaluate", run_dir, *averaged, "--data", data]]
-    if isinstance(cfg, FinetuneConfig):
-        commands.append(["cavmae", "export", run_dir, "--out", str(Path(run_dir, "classifier.safetensors"))])
-    else:
-        commands.append(["cavmae", "inpaint", run_dir, "--data", data, "--out", str(Path(run_dir, "inpainted.png"))])
-    return "\n  ".join([f"{_script(cfg)}: done: {checkpoint}; next:", *map(shlex.join, commands)])
+    names = {"run_dir": str(cfg.run_dir), "data": cfg.data.validation or HELD_OUT}
+    commands = [
+        shlex.join(word.format(**names) for word in command.split())
+        for command in ("cavmae report {run_dir}", *task.next_commands())
+    ]
+    return "\n  ".join([f"{_script(cfg)}: done: {checkpoint}; next:", *commands])
 
 
 def _script(cfg: RunConfig) -> str:

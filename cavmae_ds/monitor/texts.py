@@ -17,10 +17,10 @@ import torch
 
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.config.on_resume import OnResume, settings, values_by_key
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import without_secrets
-from cavmae_ds.training.batch_plan import CommonNumbers
+from cavmae_ds.tasks.run_plan import RunPlan
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "mosaicml-streaming", "timm", "numpy", "av", "tensorboard")
 SHOWN_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
@@ -47,7 +47,7 @@ def this_machine(world: World) -> Machine:
     return Machine(socket.gethostname(), device)
 
 
-def texts(cfg: RunConfig, numbers: CommonNumbers, machines: Sequence[Machine]) -> dict[str, str]:
+def texts(cfg: RunConfig, numbers: RunPlan, machines: Sequence[Machine]) -> dict[str, str]:
     """Tag -> Markdown."""
     return {
         "run/config": as_code(to_yaml(cfg)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.flops import Stack, block_stacks
-from cavmae_ds.models.common.patches import audio_grid, image_grid
+from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import FP32, bytes_per_value
 from cavmae_ds.tasks.pretrain.config import LossConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -44,21 +44,21 @@ def plan(
       cavmae plan launch/recipes/base.yaml train.global_batch=16384 --gpus 64 --clips 1772023 --json
       cavmae plan RUN.yaml --gpu custom --memory-gib 24 --tflops 165 --bandwidth-tbs 1.0 --link-gbs 10
     """
-    from cavmae_ds.config.load import load_config
     from cavmae_ds.errors import ConfigError
     from cavmae_ds.plan.advice import check_fit, recommend, with_possible_micro_batch
     from cavmae_ds.plan.hardware import choose_gpu
     from cavmae_ds.plan.predict import Machine, Planner
     from cavmae_ds.plan.report import document
     from cavmae_ds.plan.tables import tables
-    from cavmae_ds.training.batch_plan import derive
+    from cavmae_ds.tasks import load_run, task_of
+    from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
-    cfg = load_config(run, overrides or [])
+    cfg = cast(PretrainConfig, load_run(run, "pretrain", overrides or []))
     machine = Machine(choose_gpu(gpu, memory_gib, tflops, bandwidth_tbs, link_gbs), gpus, gpus_per_node, mfu)
     if not (clips or cfg.data.train or cfg.data.sources):
         raise ConfigError("how many clips the data set has is unknown: give --clips N, or data.train or data.sources")
     cfg, notes = with_possible_micro_batch(cfg, gpus)
-    steps = derive(cfg, gpus, clips or None).total_steps
+    steps = task_of(cfg).resolve(cfg, gpus, clips or None).total_steps
     planner = Planner(cfg, machine)
     recommended = recommend(planner)
     notes += check_fit(planner, recommended)

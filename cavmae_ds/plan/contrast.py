@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
+from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import FP32
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
@@ -52,7 +54,7 @@ def contrast_bytes(cfg: PretrainConfig, compared: Comparison | None) -> int:
     """
     if compared is None:
         return 0
-    width, rows, candidates = cfg.model.embed_dim, compared.rows, compared.candidates
+    width, rows, candidates = _model(cfg).embed_dim, compared.rows, compared.candidates
     own = 2 * 2 * rows * width * FP32
     tile = TILES * min(rows, TILE_ROWS) * min(candidates, TILE_COLUMNS) * FP32
     statistics = 4 * (rows + (candidates if cfg.contrastive.direction == "both" else 0)) * FP32
@@ -71,7 +73,7 @@ def contrast_traffic(cfg: PretrainConfig, compared: Comparison | None) -> int:
     """
     if compared is None or not compared.crosses_ranks:
         return 0
-    ring, width = cfg.contrastive.exchange == "ring", cfg.model.embed_dim
+    ring, width = cfg.contrastive.exchange == "ring", _model(cfg).embed_dim
     others = compared.candidates - compared.rows
     rows = others * width * (2 if ring else 1) * _wire(cfg)
     gradients = (compared.candidates if ring else others) * width * FP32
@@ -84,9 +86,13 @@ def contrast_flops(cfg: PretrainConfig, compared: Comparison | None) -> int:
 
     Both directions share them.
     """
-    return compared.per_step * 8 * compared.rows * compared.candidates * cfg.model.embed_dim if compared else 0
+    return compared.per_step * 8 * compared.rows * compared.candidates * _model(cfg).embed_dim if compared else 0
 
 
 def _wire(cfg: PretrainConfig) -> int:
     """Bytes of a value that travels."""
     return 2 if cfg.contrastive.gather_dtype == "bf16" else FP32
+
+
+def _model(cfg: PretrainConfig) -> ModelConfig:
+    return cast(ModelConfig, cfg.model)

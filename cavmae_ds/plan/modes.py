@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
+from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 
@@ -19,8 +21,9 @@ class Modes:
 
 def modes_of(cfg: PretrainConfig) -> Modes:
     """The switches as the run file sets them."""
+    model = cast(ModelConfig, cfg.model)
     return Modes(
-        decoder_chunk=cfg.model.decoder_chunk,
-        checkpoint_towers=cfg.model.checkpoint_towers,
+        decoder_chunk=model.decoder_chunk,
+        checkpoint_towers=model.checkpoint_towers,
         two_pass=cfg.contrastive.two_pass,
     )

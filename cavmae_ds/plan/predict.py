@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
+from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.plan.activations import Activations, activations, stored_clip_bytes
 from cavmae_ds.plan.communication import Traffic, traffic
 from cavmae_ds.plan.contrast import comparison, contrast_bytes, contrast_flops
@@ -129,7 +130,13 @@ class Planner:
         return Memory(
             states=self.states(choice.ds_config),
             activations=activations(
-                cfg.model, cfg.mask, cfg.loss, cfg.train.precision, micro_batch, modes, self.parameters.decoder
+                cast(ModelConfig, cfg.model),
+                cast(MaskConfig, cfg.mask),
+                cfg.loss,
+                cfg.train.precision,
+                micro_batch,
+                modes,
+                self.parameters.decoder,
             ),
             contrastive=contrast_bytes(cfg, compared),
         )
@@ -178,6 +185,7 @@ class Planner:
         cfg, machine, time = self.cfg, self.machine, self.time(choice)
         compared = comparison(cfg, choice.modes, machine.gpus, choice.micro_batch)
         memory = self.memory(choice)
+        kept = self.clips_per_gpu * stored_clip_bytes(cast(ModelConfig, cfg.model))
         return Prediction(
             choice=choice,
             stage=zero_stage(self.fragment(choice.ds_config)),
@@ -188,5 +196,5 @@ class Planner:
             received=self.received(choice),
             time=time,
             clips_per_second=cfg.train.global_batch / time.step,
-            host_bytes=self.clips_per_gpu * stored_clip_bytes(cfg.model) if self.at_work(choice).two_pass else 0,
+            host_bytes=kept if self.at_work(choice).two_pass else 0,
         )

@@ -6,7 +6,9 @@ The weak-scaling model is that of spec/scale.md 3d: efficiency = compute / (comp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
+from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.flops import encoder_flops, features_flops, training_flops
 from cavmae_ds.plan.communication import Traffic
 from cavmae_ds.plan.hardware import Gpu
@@ -42,13 +44,13 @@ class Time:
 
 def flops_per_clip(cfg: PretrainConfig) -> int:
     """FLOPs of forward and backward that MFU is reported against, whatever runs twice."""
-    return training_flops(cfg.model, cfg.mask)
+    return training_flops(*_sections(cfg))
 
 
 def extra_work(cfg: PretrainConfig, modes: Modes) -> float:
     """Share of a plain step's FLOPs that the modes run a second time."""
-    again = modes.two_pass * features_flops(cfg.model, cfg.mask)
-    again += modes.checkpoint_towers * encoder_flops(cfg.model, cfg.mask)
+    again = modes.two_pass * features_flops(*_sections(cfg))
+    again += modes.checkpoint_towers * encoder_flops(*_sections(cfg))
     return again / flops_per_clip(cfg)
 
 
@@ -91,3 +93,7 @@ def link_rate(gpu: Gpu, ranks: int, gpus_per_node: int) -> float:
 def efficiency(compute_s: float, loss_s: float, exposed_s: float) -> float:
     """Share of a step that is forward and backward."""
     return compute_s / (compute_s + loss_s + exposed_s)
+
+
+def _sections(cfg: PretrainConfig) -> tuple[ModelConfig, MaskConfig]:
+    return cast(ModelConfig, cfg.model), cast(MaskConfig, cfg.mask)

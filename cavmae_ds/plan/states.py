@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -70,7 +70,7 @@ def bytes_per_value(precision: str) -> int:
 
 def count(cfg: PretrainConfig) -> Parameters:
     """The parameters of the run's model; allocates nothing."""
-    return _count(cfg.model, cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0)
+    return _count(cast(ModelConfig, cfg.model), cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0)
 
 
 @lru_cache(maxsize=8)  # building the layers, even without memory, takes longer than a whole plan

@@ -20,14 +20,14 @@ from tqdm import tqdm
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint.folder import Rewind
 from cavmae_ds.checkpoint.runs import Checkpoints
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.collectives import from_all_ranks, mean_over_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError, GuardError, for_display
 from cavmae_ds.fault_tolerance.exit import GoneBack
 from cavmae_ds.monitor.monitor import Monitor
-from cavmae_ds.tasks.pretrain.step import StepDone
-from cavmae_ds.training.finite_check import Evidence
+from cavmae_ds.tasks.finite_check import Evidence
+from cavmae_ds.tasks.task import StepOutput
 
 NAMED_CLIPS = 8
 """So many clips are named in a line of the log; the folder has all."""
@@ -79,7 +79,7 @@ class Guard:
         self._losses = RunningMedian(cfg.guard.spike_window)
         self._high_losses: list[int] = []
 
-    def step_done(self, step: int, done: StepDone) -> None:
+    def step_done(self, step: int, done: StepOutput) -> None:
         """Note one optimizer step (1-based).
 
         Raises, on all ranks, GuardError when the last guard.max_nonfinite_in_a_row steps were skipped, GoneBack when
@@ -95,7 +95,7 @@ class Guard:
             self._name_clips(step, done.evidence)
         else:
             # Not waited for: the step after this one waits for its own norm, which comes later.
-            loss = mean_over_ranks(done.losses.total) if self._cfg.guard.rewind else 0.0
+            loss = mean_over_ranks(done.loss) if self._cfg.guard.rewind else 0.0
             self._before, self._in_a_row = _Taken(step, _fetched(done.grad_norm), _fetched(loss), done.evidence), 0
         if counted != (self._skipped, self._spikes) or step % self._cfg.monitor.log_every == 0:
             counts = {"guard/skipped_steps": float(self._skipped), "guard/gradient_spikes": float(self._spikes)}

@@ -1,70 +1,17 @@
-"""The numbers that follow from a run's config, the ranks it gets and the clips it finds: never configured twice."""
+"""The numbers of a run of any task: never configured twice."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
-from cavmae_ds.config.sections.common import RunConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.format.fingerprint import fingerprint
 from cavmae_ds.data.format.shards import check_shards, read_manifest
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.order import steps_per_epoch
 from cavmae_ds.data.loading.sources import training_sources
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
-from cavmae_ds.models.cavmae.flops import classifier_flops, training_flops
-from cavmae_ds.plan.activations import activations
-from cavmae_ds.plan.modes import modes_of
-from cavmae_ds.plan.states import count, states
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.freezing import freeze_unused
-
-
-@dataclass(frozen=True)
-class CommonNumbers:
-    """What any run amounts to, exactly."""
-
-    ranks: int
-    clips: int
-    clips_by_source: tuple[int, ...]
-    epoch_clips: int
-    held_out_clips: int
-    global_batch: int
-    accumulation: int
-    steps_per_epoch: int
-    total_steps: int
-    total_clips: int
-    zero_stage: int
-    peak_learning_rate: float
-    warmup_steps: int
-    parameters: int
-    trainable_parameters: int
-    gflop_per_clip: float
-    fingerprints: tuple[str, ...] = field(default=(), kw_only=True)
-
-    def lines(self) -> str:
-        """As YAML comment lines, for --dry-run and the log."""
-        return "\n".join(f"# {key}: {value}" for key, value in asdict(self).items())
-
-
-@dataclass(frozen=True)
-class RunNumbers(CommonNumbers):
-    """What a pretraining run amounts to. Memory figures are estimates."""
-
-    states_gib_per_rank: float
-    activations_gib_per_rank: float
-
-
-@dataclass(frozen=True)
-class FinetuneNumbers(CommonNumbers):
-    """What a finetuning run amounts to."""
-
-    classes: int
-    class_names: tuple[str, ...]
 
 
 class _Clips(NamedTuple):
@@ -76,66 +23,12 @@ class _Clips(NamedTuple):
     fingerprints: tuple[str, ...] = ()
 
 
-def derive(cfg: PretrainConfig, ranks: int, clips: int | None = None) -> RunNumbers:
-    """Check the run against its ranks, its engine fragment and its shards, and count.
+def batch_plan(cfg: RunConfig, inputs: InputSpec, ranks: int, clips: int | None) -> dict[str, Any]:
+    """Fields of RunPlan, but for those of the model. clips: of the data set, where there are no shards to ask.
 
-    clips: size of the data set, where there are no shards to ask.
-
-    Raises ConfigError (batch not divisible, nothing to train on, fragment) and DataError (no shards, wrong frame size).
+    Raises ConfigError (batch not divisible, nothing to train on, DeepSpeed config) and DataError (no shards, wrong
+    frame size, fewer clips than a step takes).
     """
-    common = _common(cfg, ranks, clips)
-    accumulation, chunks = common["accumulation"], cfg.contrastive.chunks
-    if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
-        raise ConfigError(
-            f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a step, "
-            f"or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
-        )
-    parameters = count(cfg)
-    held = states(cfg, read_fragment(cfg), parameters, ranks)
-    saved = activations(
-        cfg.model, cfg.mask, cfg.loss, cfg.train.precision, cfg.train.micro_batch, modes_of(cfg), parameters.decoder
-    )
-    return RunNumbers(
-        **common,
-        parameters=parameters.total,
-        trainable_parameters=parameters.trainable,
-        gflop_per_clip=round(training_flops(cfg.model, cfg.mask) / 1e9, 2),
-        states_gib_per_rank=round(held.total / 2**30, 3),
-        activations_gib_per_rank=round(saved.total / 2**30, 3),
-    )
-
-
-def derive_finetuning(
-    cfg: FinetuneConfig, ranks: int, clips: int | None = None, class_names: tuple[str, ...] | None = None
-) -> FinetuneNumbers:
-    """As derive, for a finetuning run. clips, class_names: of the data set, where there are no shards to ask.
-
-    Raises ConfigError as well if there are no classes, or fewer than the shards name.
-    """
-    common = _common(cfg, ranks, clips)
-    names = _class_names(cfg) if class_names is None else class_names
-    classes = cfg.classifier.classes or len(names)
-    if classes < max(len(names), 1):
-        raise ConfigError(
-            f"classifier.classes must be at least the {len(names)} classes that the training shards name, got "
-            f"{classes}; leave it out, or prepare the clips with labels if they name none"
-        )
-    with torch.device("meta"):
-        model = CLASSIFIERS[cfg.classifier.model](cfg.model, classes)
-    freeze_unused(model, cfg)
-    parameters = list(model.parameters())
-    return FinetuneNumbers(
-        **common,
-        parameters=sum(one.numel() for one in parameters),
-        trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
-        gflop_per_clip=round(classifier_flops(cfg.model, cfg.classifier) / 1e9, 2),
-        classes=classes,
-        class_names=names,
-    )
-
-
-def _common(cfg: RunConfig, ranks: int, clips: int | None) -> dict[str, Any]:
-    """What derive finds for any run: fields of CommonNumbers, but for those of the model."""
     per_step = cfg.train.micro_batch * ranks
     if cfg.train.global_batch % per_step:
         below = cfg.train.global_batch - cfg.train.global_batch % per_step
@@ -149,7 +42,7 @@ def _common(cfg: RunConfig, ranks: int, clips: int | None) -> dict[str, Any]:
         )
     accumulation = cfg.train.global_batch // per_step
     fragment = read_fragment(cfg)
-    counted = _count_clips(cfg) if clips is None else _Clips((clips,), clips, 0)
+    counted = _count_clips(cfg, inputs) if clips is None else _Clips((clips,), clips, 0)
     in_epoch = steps_per_epoch(counted.epoch, cfg.data.canonical_nodes, cfg.train.global_batch)
     if not in_epoch:
         addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources) or "the data set"
@@ -183,16 +76,16 @@ def _common(cfg: RunConfig, ranks: int, clips: int | None) -> dict[str, Any]:
     }
 
 
-def _count_clips(cfg: RunConfig) -> _Clips:
+def _count_clips(cfg: RunConfig, inputs: InputSpec) -> _Clips:
     if not (cfg.data.train or cfg.data.sources):
         raise ConfigError(
             "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
         )
     sources = training_sources(
-        cfg.data, [check_shards(source.remote, cfg.model, cfg.data) for source in cfg.data.all_sources]
+        cfg.data, [check_shards(source.remote, inputs.frame_size, cfg.data) for source in cfg.data.all_sources]
     )
     if cfg.data.validation:
-        check_shards(cfg.data.validation, cfg.model, cfg.data)
+        check_shards(cfg.data.validation, inputs.frame_size, cfg.data)
     return _Clips(
         by_source=tuple(len(source.trained) for source in sources),
         epoch=sum(source.epoch_clips for source in sources),
@@ -204,7 +97,7 @@ def _count_clips(cfg: RunConfig) -> _Clips:
     )
 
 
-def _class_names(cfg: FinetuneConfig) -> tuple[str, ...]:
+def class_names(cfg: RunConfig) -> tuple[str, ...]:
     """The classes that all training sources, and data.validation, name alike. Raises ConfigError."""
     addresses = [source.remote for source in cfg.data.all_sources] + [cfg.data.validation] * bool(cfg.data.validation)
     first, *others = (read_manifest(address, cfg.data).classes for address in addresses)

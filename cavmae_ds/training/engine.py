@@ -10,27 +10,18 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
-from cavmae_ds.config.sections.common import RunConfig
-from cavmae_ds.data.transforms.normalise import training_normalisation
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.zero_layout import find_partitions, write_shard
-from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
-from cavmae_ds.models.cavmae.encoder import Encoder
-from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
-from cavmae_ds.training.freezing import freeze_unused
-from cavmae_ds.training.optim import (
-    LayerwiseOptimizer,
-    all_alike,
-    build_optimizer,
-    classifier_rate,
-    learning_rate_share,
-)
+from cavmae_ds.tasks.run_plan import RunPlan
+from cavmae_ds.tasks.task import Task, freeze_unused
+from cavmae_ds.training.optim.build import build_optimizer
+from cavmae_ds.training.optim.layerwise import LayerwiseOptimizer
+from cavmae_ds.training.optim.schedule import learning_rate_share
 from cavmae_ds.weights.init import initialise
 
 
-def engine_config(cfg: RunConfig, numbers: CommonNumbers) -> dict[str, Any]:
+def engine_config(cfg: RunConfig, numbers: RunPlan) -> dict[str, Any]:
     """The fragment plus all that the run file decides. Raises ConfigError where the two overlap."""
     config = {
         **read_fragment(cfg),
@@ -48,7 +39,7 @@ def engine_config(cfg: RunConfig, numbers: CommonNumbers) -> dict[str, Any]:
     return config
 
 
-def build_model(cfg: RunConfig, numbers: CommonNumbers, world: World) -> Encoder:
+def build_model(task: Task, world: World) -> Any:
     """The model of a run with its initial weights, on the CPU.
 
     For ZeRO-3 on the device instead, every layer cut into shards as soon as it is made: no rank ever holds the model
@@ -56,37 +47,30 @@ def build_model(cfg: RunConfig, numbers: CommonNumbers, world: World) -> Encoder
     """
     import deepspeed
 
+    cfg = task.cfg
     torch.manual_seed(cfg.train.seed)
-    config = engine_config(cfg, numbers)
+    config = engine_config(cfg, task.plan)
+    model: Any
     write = partial(write_shard, rank=world.rank)
     if zero_stage(config) < 3:
-        model = _blank_model(cfg, numbers)
+        model = task.build_model(cfg, task.plan.head_classes())
     else:
         with deepspeed.zero.Init(config_dict_or_path=config):
-            model = _blank_model(cfg, numbers)
+            model = task.build_model(cfg, task.plan.head_classes())
         model.reset_parameters(write)
     initialise(model, cfg.init, cfg.model, cfg.run_dir, world, write)
     return model
 
 
-def _blank_model(cfg: RunConfig, numbers: CommonNumbers) -> Encoder:
-    normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
-    if isinstance(cfg, FinetuneConfig) and isinstance(numbers, FinetuneNumbers):
-        return CLASSIFIERS[cfg.classifier.model](cfg.model, numbers.classes, normalisation)
-    return CAVMAE(cfg.model, normalisation)
-
-
-def build_engine(cfg: RunConfig, numbers: CommonNumbers, model: Any, world: World) -> Any:
+def build_engine(task: Task, model: Any, world: World) -> Any:
     """Wrap a freshly initialised model: frozen leftovers, optimizer, schedule, ZeRO. Returns a DeepSpeedEngine."""
     import deepspeed
 
-    freeze_unused(model, cfg)
+    cfg, numbers = task.cfg, task.plan
+    freeze_unused(type(task), cfg, model)
     batch = cfg.train.global_batch
-    rate_of = all_alike
-    if isinstance(cfg, FinetuneConfig):
-        rate_of = partial(classifier_rate, cfg=cfg.classifier, model=cfg.model)
     peak = cfg.optim.peak_learning_rate(batch)
-    optimizer = build_optimizer(model.named_parameters(), cfg.optim, peak, world.device, rate_of)
+    optimizer = build_optimizer(model.named_parameters(), cfg.optim, peak, world.device, task.lr_scale(cfg))
     share = partial(
         learning_rate_share,
         cfg=cfg.optim, total_steps=numbers.total_steps, steps_per_epoch=numbers.steps_per_epoch, global_batch=batch,
@@ -102,9 +86,9 @@ def build_engine(cfg: RunConfig, numbers: CommonNumbers, model: Any, world: Worl
         _may_overflow(engine.optimizer)
     if isinstance(optimizer, LayerwiseOptimizer):
         optimizer.adopt(find_partitions(engine, world))
-    if engine.zero_optimization_stage() == 3 and cfg.model.decoder_chunk:
-        for parameter in model.decoder_parameters():  # whole for as long as chunks run, and when their gradients arrive
-            deepspeed.zero.register_external_parameter(model.decoder_chunks, parameter)
+    if engine.zero_optimization_stage() == 3:
+        for module, parameter in model.external_parameters():
+            deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

@@ -7,25 +7,24 @@ import json
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.config.sections.common import RunConfig
 from cavmae_ds.config.sections.init import InitConfig
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.zero_layout import whole_shape
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.encoder import Encoder
 from cavmae_ds.models.cavmae.mae import adapt_mae, read_mae
 from cavmae_ds.models.cavmae.model import CAVMAE, in_decoder
 from cavmae_ds.models.cavmae.state_dict import Weights, differences, recognise, shortly, with_audio_frames
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks import task_of
 from cavmae_ds.weights.load import open_weights
 
 log = logging.getLogger(__name__)
@@ -82,20 +81,16 @@ def initialise(
 def examine_start(cfg: RunConfig, classes: int = 0) -> Origin | None:
     """Read the weights that a fresh run would begin with, as its start would; None if it begins without any.
 
-    classes: of a finetuning run; 0 takes those of section classifier, else whatever fits. Raises CheckpointError as
+    classes: of a classifier whose classes are left to the data; 0 takes whatever fits. Raises CheckpointError as
     start_from does.
     """
     if not cfg.init.given or whole_checkpoints(cfg.run_dir):
         return None
-    weights = _given(cfg.init, cfg.model)
+    sizes = cast(ModelConfig, cfg.model)
+    weights = _given(cfg.init, sizes)
     with torch.device("meta"):
-        if isinstance(cfg, FinetuneConfig):
-            model: Encoder = CLASSIFIERS[cfg.classifier.model](
-                cfg.model, classes or cfg.classifier.classes or weights.classes or 1
-            )
-        else:
-            model = CAVMAE(cfg.model)
-    return _load(weights, model, cfg.init, cfg.model, lambda parameter, value: None)
+        model = cast(Encoder, task_of(cfg).build_model(cfg, classes or weights.classes))
+    return _load(weights, model, cfg.init, sizes, lambda parameter, value: None)
 
 
 @torch.no_grad()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.models.cavmae.classifier import CAVMAEFT
+from cavmae_ds.models import family_of
 from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.cavmae.official_file import load_official
 from cavmae_ds.models.cavmae.state_dict import Kind, Weights, build, in_official_order, kind_of
 from cavmae_ds.weights.single_file import load_single_file
@@ -22,11 +23,13 @@ from cavmae_ds.weights.single_file import load_single_file
 class LoadedModel:
     """A model in eval mode and what its user must know."""
 
-    model: CAVMAE | CAVMAEFT
+    model: Any
     """Takes raw log-mels [B, frames, mel bins] and frames [B, 3, H, W] uint8; normalises them itself."""
     kind: Kind
-    config: ModelConfig
-    """Its sizes; config.audio_frames and config.image_size are those of its inputs."""
+    config: Any
+    """Its sizes."""
+    inputs: InputSpec
+    """What it reads of a clip."""
     classes: int
     """0 if it is no classifier."""
     audio_mean: float
@@ -52,7 +55,8 @@ def load_model(
     """
     weights = open_weights(Path(path), ema, heads, decoder_heads)
     return LoadedModel(
-        build(weights, device), weights.kind, weights.model, weights.classes,
+        build(weights, device), weights.kind, weights.model,
+        family_of(weights.model.family).inputs(weights.model, weights.kind), weights.classes,
         weights.audio_mean, weights.audio_std, weights.source, weights.step,
     )  # fmt: skip
 

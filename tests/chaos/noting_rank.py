@@ -6,7 +6,6 @@ each takes FOLDER/pace seconds longer, while that file is there.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from cavmae_ds import train_cli
 from cavmae_ds.data.transforms.front_end import Ready
-from cavmae_ds.tasks.pretrain.step import StepDone
+from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training import loop
 
 PACE = "pace"
@@ -30,10 +29,10 @@ def main() -> None:
 
 
 def noting(run: loop.Run, folder: Path) -> loop.Run:
-    numbers, take_step = count(run.start + 1), run.parts.step
+    numbers, take_step = count(run.start + 1), run.task.training_step
     notes = (folder / f"rank-{run.world.rank}.jsonl").open("a", buffering=1)
 
-    def step(micro_batches: Iterable[Ready]) -> StepDone:
+    def step(micro_batches: Iterable[Ready]) -> StepOutput:
         clips: list[int] = []
 
         def noted() -> Iterator[Ready]:
@@ -47,7 +46,8 @@ def noting(run: loop.Run, folder: Path) -> loop.Run:
             time.sleep(float((folder / PACE).read_text()))
         return done
 
-    return dataclasses.replace(run, parts=dataclasses.replace(run.parts, step=step))
+    run.task.training_step = step
+    return run
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cavmae_ds.config.load import load_run
 from cavmae_ds.launcher.hosts import HERE, Host
 from cavmae_ds.launcher.supervisor import Supervisor
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import load_run
 
 if __name__ == "__main__":
     folder, run, *overrides = sys.argv[1:]
     program = [str(Path(__file__).with_name("noting_rank.py")), folder, run, *overrides]
-    cfg = load_run(Path(run), PretrainConfig, overrides)
+    cfg = load_run(Path(run), "pretrain", overrides)
     sys.exit(Supervisor(cfg, program, [Host(HERE, 2)], restarts=20, min_hosts=1).run())

@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 
 from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
-from cavmae_ds.config.load import validate_config, validate_run
 from cavmae_ds.errors import CheckpointError
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
+from cavmae_ds.tasks.run_plan import RunPlan
 from tests.training.optim_problem import numbers
 
 BATCH = 16
 
 
 def run(train: dict[str, Any], **sections: Any) -> PretrainConfig:
-    return validate_config({"train": {"global_batch": BATCH, "steps": 4, "precision": "fp32"} | train, **sections})
+    return validate_run({"train": {"global_batch": BATCH, "steps": 4, "precision": "fp32"} | train, **sections})
 
 
 def saved(cfg: PretrainConfig, ranks: int = 2, used: Sequence[str] = (), **facts: Any) -> Manifest:
@@ -238,10 +239,10 @@ def test_other_candidates_can_be_allowed():
 )
 def test_a_finetuning_is_compared_by_its_own_settings(section, name, value, end):
     def finetuning(**changes: dict[str, Any]) -> FinetuneConfig:
-        return validate_run({"train": {"epochs": 1}, "classifier": {}} | changes, FinetuneConfig)
+        return validate_run({"train": {"epochs": 1}, "classifier": {}} | changes, "finetune")
 
-    shared = {one.name: getattr(numbers(2), one.name) for one in fields(CommonNumbers)}
-    counted = FinetuneNumbers(**shared, classes=4, class_names=())
+    shared = {one.name: getattr(numbers(2), one.name) for one in fields(RunPlan)}
+    counted = FinetunePlan(**shared, classes=4, class_names=())
     manifest = Manifest(
         step=2, clips_seen=512, ranks=2, zero_stage=1, identity=identity(finetuning(), counted),
         config=finetuning().model_dump(mode="json"),

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.ema import WeightAverage
 from cavmae_ds.training.engine import build_engine
 from tests.training.gathered import full_means, full_weights
@@ -74,7 +75,7 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
     model = Layers()
     if what == "saved":
         model.frozen.data += 1  # from elsewhere: a fresh model does not have it
-    engine = build_engine(cfg, numbers(world.size), model, world)
+    engine = build_engine(Pretraining(cfg, numbers(world.size)), model, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
     checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
     start = checkpoints.resume()

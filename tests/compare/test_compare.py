@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from cavmae_ds.cli import app
 from cavmae_ds.compare.draw import draw, names_with_differences
 from cavmae_ds.compare.runs import differences, load_runs
-from cavmae_ds.config.load import to_yaml, validate_config
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.errors import UserError
 from cavmae_ds.monitor.log import LOG
+from cavmae_ds.tasks import validate_run
 
 HOUR = 3600
 
@@ -24,7 +25,7 @@ def run_folder(folder: Path, *, batch: int, rate: float = 1e-4, points: int = 5)
     """A folder as pretraining leaves it; a point every second step and every hour."""
     folder.mkdir(parents=True)
     config = {"run_dir": str(folder), "train": {"steps": 900, "global_batch": batch, "micro_batch": 8}}
-    (folder / "config.yaml").write_text(to_yaml(validate_config(config | {"optim": {"learning_rate": rate}})))
+    (folder / "config.yaml").write_text(to_yaml(validate_run(config | {"optim": {"learning_rate": rate}})))
     lines = [{"time": 0.0, "step": 0, "event": "start"}]
     lines += [{"time": n * HOUR, "step": 2 * n, "loss/total": 1 / n, "perf/mfu": 0.1 * n} for n in range(1, points + 1)]
     (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))

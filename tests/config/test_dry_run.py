@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds import train_cli
-from cavmae_ds.config.load import validate_run
 from cavmae_ds.doctor.examine import Asked, own_findings, run_findings
 from cavmae_ds.doctor.finding import Verdict
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import validate_run
 from tests.ranks import CHECKOUT
 
 RECIPES = sorted((CHECKOUT / "launch" / "recipes").rglob("*.yaml"))
@@ -70,12 +69,12 @@ def test_a_number_of_clips_is_for_dry_runs_only(run_file, monkeypatch, capsys):
 
 def test_the_doctor_finds_first_weights_that_are_not_there(tiny_shards, tmp_path):
     values = {"data": {"train": str(tiny_shards)}, "model": SIZES, "train": {"steps": 3, "global_batch": 32}}
-    cfg = validate_run(values | {"init": {"from_mae": tmp_path / "mae.pth"}}, PretrainConfig)
+    cfg = validate_run(values | {"init": {"from_mae": tmp_path / "mae.pth"}}, "pretrain")
     found = {each.name: each for each in run_findings(Asked(cfg, True, (), 0.0, 60.0, {}))}
     assert found["init"].verdict == Verdict.FIX and "cannot read" in found["init"].found
 
 
 def test_the_doctor_needs_no_run_file():
-    found = own_findings(Asked(validate_run({"train": {"epochs": 1}}, PretrainConfig), False, (), 0.0, 60.0, {}), 0)
+    found = own_findings(Asked(validate_run({"train": {"epochs": 1}}, "pretrain"), False, (), 0.0, 60.0, {}), 0)
     assert {"device", "packages", "run_dir", "Triton"} <= {each.name for each in found}
     assert not any("could not be checked" in each.found for each in found)

@@ -213,7 +213,7 @@ def test_under_the_launcher_one_rank_speaks_and_the_exit_code_is_2(run_file, tmp
 
 
 def test_a_dry_run_prints_a_config_that_loads_again_and_the_numbers_that_follow(run_file, tmp_path):
-    from cavmae_ds.config.load import load_config
+    from cavmae_ds.tasks import load_run
 
     finished = subprocess.run(
         [sys.executable, PRETRAIN, str(run_file), "--dry-run", "--ranks", "2", "optim.learning_rate=2e-4"],
@@ -222,8 +222,8 @@ def test_a_dry_run_prints_a_config_that_loads_again_and_the_numbers_that_follow(
 
     assert finished.returncode == 0, finished.stderr
     (tmp_path / "again.yaml").write_text(finished.stdout)
-    again = load_config(tmp_path / "again.yaml")
-    assert again == load_config(run_file, ["optim.learning_rate=2e-4"])
+    again = load_run(tmp_path / "again.yaml", "pretrain")
+    assert again == load_run(run_file, "pretrain", ["optim.learning_rate=2e-4"])
     assert again.optim.learning_rate == 2e-4
     for line in (
         "# ranks: 2",

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from cavmae_ds.checkpoint.identity import identity
-from cavmae_ds.config.load import load_config, load_run
-from cavmae_ds.config.sections.common import RunConfig
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.finetune.lr_scale import classifier_rate
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, derive, derive_finetuning
+from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.tasks import load_run
+from cavmae_ds.tasks.finetune.task import Finetuning
+from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.run_plan import RunPlan
 from cavmae_ds.training.optim.schedule import learning_rate_share
 from tests.ranks import CHECKOUT
 
@@ -43,7 +42,7 @@ TABLES = (CHECKOUT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 ROWS = {name: _row(*rest) for name, *rest in re.findall(r"^\| ([^|]+) \| `([\w+-]+\.yaml)([^`|]*)` \|", TABLES, re.M)}
 
 
-class Pretraining(NamedTuple):
+class PretrainingRow(NamedTuple):
     clips: int
     batch: int
     pool: int
@@ -63,17 +62,17 @@ def falling(rate: float) -> list[tuple[float, int]]:
     return [(rate, 10), (rate / 2, 5), (rate / 4, 5), (rate / 8, 5)]
 
 
-BASE = Pretraining(AS_2M, 48, 12, [(5e-5, 10), (2.5e-5, 5), (1.25e-5, 5), (6.25e-6, 5)], 36_917)
-SCALE_PLUS = Pretraining(AS_2M, 120, 30, falling(1e-4), 14_766)
-SCALE_PLUS_PLUS = Pretraining(AS_2M, 256, 64, falling(2e-4), 6_921)
+BASE = PretrainingRow(AS_2M, 48, 12, [(5e-5, 10), (2.5e-5, 5), (1.25e-5, 5), (6.25e-6, 5)], 36_917)
+SCALE_PLUS = PretrainingRow(AS_2M, 120, 30, falling(1e-4), 14_766)
+SCALE_PLUS_PLUS = PretrainingRow(AS_2M, 256, 64, falling(2e-4), 6_921)
 PRETRAINING = {
     "base": BASE,
     "scale+": SCALE_PLUS,
     "scale+ of the paper": SCALE_PLUS._replace(batch=108, pool=27, steps_per_epoch=16_407),
     "scale++": SCALE_PLUS_PLUS,
     "scale++ as released": SCALE_PLUS_PLUS._replace(rates=[(2e-4, 10), (1e-4, 5), (5e-5, 5), (2.5e-5, 1)]),
-    "VGGSound from ImageNet": Pretraining(VGGSOUND, 120, 30, falling(1e-4), 1_531),
-    "VGGSound from AudioSet": Pretraining(VGGSOUND, 120, 30, [(5e-5, 10)], 1_531),
+    "VGGSound from ImageNet": PretrainingRow(VGGSOUND, 120, 30, falling(1e-4), 1_531),
+    "VGGSound from AudioSet": PretrainingRow(VGGSOUND, 120, 30, [(5e-5, 10)], 1_531),
     "masking 50 %": BASE._replace(image_ratio=0.5, audio_ratio=0.5),
     "masking 65 %": BASE._replace(image_ratio=0.65, audio_ratio=0.65),
     "masking 85 %": BASE._replace(image_ratio=0.85, audio_ratio=0.85),
@@ -88,7 +87,7 @@ PRETRAINING = {
 }
 
 
-class Finetuning(NamedTuple):
+class FinetuningRow(NamedTuple):
     clips: int
     classes: int
     rate: float
@@ -106,9 +105,9 @@ class Finetuning(NamedTuple):
     frames: int = 10
 
 
-AS20K = Finetuning(AS_20K, 527, 5e-5, 5e-3, 5, 15, 36, 519, (3, 15), False, "bce", "map")
-AS2M = Finetuning(AS_2M, 527, 1e-5, 5e-4, 2, 10, 48, 36_917, (1, 10), True, "bce", "map")
-VGG = Finetuning(VGGSOUND, 309, 1e-4, 1e-3, 2, 10, 48, 3_827, (3, 10), True, "ce", "accuracy")
+AS20K = FinetuningRow(AS_20K, 527, 5e-5, 5e-3, 5, 15, 36, 519, (3, 15), False, "bce", "map")
+AS2M = FinetuningRow(AS_2M, 527, 1e-5, 5e-4, 2, 10, 48, 36_917, (1, 10), True, "bce", "map")
+VGG = FinetuningRow(VGGSOUND, 309, 1e-4, 1e-3, 2, 10, 48, 3_827, (3, 10), True, "ce", "accuracy")
 FINETUNING = {
     "AS-20K": AS20K,
     "AS-20K, sound": AS20K._replace(mode="audioonly", frames=1),
@@ -128,7 +127,7 @@ def _class_names(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def _rates(cfg: RunConfig, numbers: CommonNumbers) -> list[tuple[float, int]]:
+def _rates(cfg: RunConfig, numbers: RunPlan) -> list[tuple[float, int]]:
     """Learning rates of the run's epochs, each with how many epochs it holds; the same from first to last step."""
     each = []
     for epoch in range(cfg.train.epochs or 0):
@@ -159,8 +158,8 @@ def test_every_row_of_the_page_is_checked_here_and_every_recipe_has_one():
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_a_pretraining_row_comes_to_the_published_numbers(name):
     expected, row = PRETRAINING[name], ROWS[name]
-    cfg = load_config(row.recipe, row.overrides)
-    numbers = derive(cfg, RANKS, expected.clips)
+    cfg = load_run(row.recipe, "pretrain", row.overrides)
+    numbers = Pretraining.resolve(cfg, RANKS, expected.clips)
     epochs = sum(count for _, count in expected.rates)
 
     assert _rates(cfg, numbers) == [(pytest.approx(rate), count) for rate, count in expected.rates]
@@ -186,15 +185,15 @@ def test_a_pretraining_row_comes_to_the_published_numbers(name):
 @pytest.mark.parametrize("name", FINETUNING)
 def test_a_finetuning_row_comes_to_the_published_numbers(name):
     expected, row = FINETUNING[name], ROWS[name]
-    cfg = load_run(row.recipe, FinetuneConfig, row.overrides)
-    numbers = derive_finetuning(cfg, RANKS, expected.clips, _class_names(expected.classes))
+    cfg = load_run(row.recipe, "finetune", [*row.overrides, f"classifier.classes={expected.classes}"])
+    numbers = Finetuning.resolve(cfg, RANKS, expected.clips)
 
     halved = range(expected.epochs - expected.full_epochs)
     rates = [(expected.rate, expected.full_epochs)] + [(expected.rate / 2 ** (times + 1), 1) for times in halved]
     assert _rates(cfg, numbers) == [(pytest.approx(rate), count) for rate, count in rates]
-    head = numbers.peak_learning_rate * classifier_rate("mlp_head.1.weight", cfg.classifier, cfg.model)
+    head = numbers.peak_learning_rate * Finetuning.lr_scale(cfg)("mlp_head.1.weight")
     assert head == pytest.approx(expected.head_rate)
-    assert classifier_rate("blocks_a.0.attn.qkv.weight", cfg.classifier, cfg.model) == 1
+    assert Finetuning.lr_scale(cfg)("blocks_a.0.attn.qkv.weight") == 1
     assert (numbers.steps_per_epoch, numbers.accumulation) == (expected.steps_per_epoch, 1)
     assert cfg.train.global_batch == expected.batch
     assert (cfg.average.from_epoch, cfg.average.to_epoch) == expected.averaged
@@ -213,15 +212,15 @@ def test_a_finetuning_row_comes_to_the_published_numbers(name):
 @pytest.mark.parametrize("name", BEYOND)
 def test_a_row_beyond_the_official_ones_compares_all_clips_of_a_step(name):
     row = ROWS[name]
-    cfg = load_config(row.recipe, row.overrides)
-    numbers = derive(cfg, 8, AS_2M)
+    cfg = load_run(row.recipe, "pretrain", row.overrides)
+    numbers = Pretraining.resolve(cfg, 8, AS_2M)
     assert cfg.train.global_batch == identity(cfg, numbers)["clips compared with each other"] == BEYOND[name]
 
 
 def test_what_a_recipe_begins_with_is_what_another_one_leaves():
-    runs = {load_run(path, _kind(path)).run_dir for path in RECIPES.rglob("*.yaml")}
+    runs = {load_run(path, _task(path)).run_dir for path in RECIPES.rglob("*.yaml")}
     for path in (RECIPES / "official").glob("*.yaml"):
-        begins = load_run(path, _kind(path)).init
+        begins = load_run(path, _task(path)).init
         assert begins.from_mae or begins.from_checkpoint in runs
 
 
@@ -231,8 +230,8 @@ def test_commands_in_the_docs_start_recipes_that_load(page):
     for command in re.findall(r"^(?:deepspeed|cavmae|python) .*launch/recipes/.*", text, re.M):
         words = shlex.split(command, comments=True)
         recipe = next(CHECKOUT / word for word in words if word.endswith(".yaml"))
-        load_run(recipe, _kind(recipe), [word for word in words if re.match(r"\w[\w.]*=", word)])
+        load_run(recipe, _task(recipe), [word for word in words if re.match(r"\w[\w.]*=", word)])
 
 
-def _kind(recipe: Path) -> type[PretrainConfig] | type[FinetuneConfig]:
-    return FinetuneConfig if recipe.stem.startswith("finetune-") else PretrainConfig
+def _task(recipe: Path) -> str:
+    return "finetune" if recipe.stem.startswith("finetune-") else "pretrain"

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from cavmae_ds.config.load import load_config, to_yaml
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.errors import ConfigError
+from cavmae_ds.tasks import load_run
 
 RUN = "run_dir: run\ndata: {train: a}\ntrain: {steps: 4, global_batch: 8, micro_batch: 4}\n"
 BILLION = "a0: &a0 [lol, lol]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12))
@@ -47,7 +48,7 @@ def test_what_cannot_be_meant_is_refused_by_a_short_sentence_within_a_second(nam
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     started = time.process_time()
     with pytest.raises(ConfigError) as refused:
-        load_config(path)
+        load_run(path, "pretrain")
     assert time.process_time() - started < 1
     assert all(part in str(refused.value) for part in expected), refused.value
     assert len(str(refused.value)) < 2000 and "\n" not in str(refused.value)
@@ -67,7 +68,7 @@ def test_an_override_is_read_by_the_same_rules(override, expected, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(RUN)
     with pytest.raises(ConfigError) as refused:
-        load_config(path, [override])
+        load_run(path, "pretrain", [override])
     assert all(part in str(refused.value) for part in expected), refused.value
     assert len(str(refused.value)) < 2000
 
@@ -78,18 +79,21 @@ def test_merge_keys_and_aliases_give_values_that_can_be_changed_one_by_one(tmp_p
         RUN + "optim:\n  <<: {learning_rate: 2e-4, warmup_clips: 8}\n  warmup_clips: 16\n"
         "mask: &half {audio_ratio: 0.5}\nloss: {}\n"
     )
-    cfg = load_config(path)
+    cfg = load_run(path, "pretrain")
     assert (cfg.optim.learning_rate, cfg.optim.warmup_clips, cfg.mask.audio_ratio) == (2e-4, 16, 0.5)
     path.write_text("run_dir: run\ntrain: {steps: 4, global_batch: 8, micro_batch: 4}\ndata: {sources: [&a {remote: a, "
                     "repeat: 1}, {<<: *a, remote: b}]}\n")  # fmt: skip
-    assert [(source.remote, source.repeat) for source in load_config(path).data.sources] == [("a", 1), ("b", 1)]
+    assert [(source.remote, source.repeat) for source in load_run(path, "pretrain").data.sources] == [
+        ("a", 1),
+        ("b", 1),
+    ]
 
 
 def test_quoted_texts_that_look_like_numbers_and_dates_are_texts_also_when_the_config_is_written(tmp_path):
     path = tmp_path / "run.yaml"
     for name in ('"1:30"', '"010"', "2026-11-30", '"2e4"'):
         path.write_text(RUN.replace("run_dir: run", f"run_dir: {name}"))
-        cfg = load_config(path)
+        cfg = load_run(path, "pretrain")
         assert str(cfg.run_dir) == name.strip('"')
         path.write_text(to_yaml(cfg))
-        assert load_config(path) == cfg
+        assert load_run(path, "pretrain") == cfg

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch.distributed import TCPStore
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.loading.handover import decoded_clip_bytes
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.doctor.bucket import throughput
@@ -35,6 +34,7 @@ from cavmae_ds.doctor.report import Line, document, merged, shortened, spans, wo
 from cavmae_ds.doctor.space import GIB, disk, locked_memory, open_files, parameters, shared_memory
 from cavmae_ds.doctor.versions import as_constrained, constraints, declared, python_version, requirements_met
 from cavmae_ds.errors import DataError
+from cavmae_ds.tasks import validate_run
 from tests.ranks import CHECKOUT
 
 
@@ -152,7 +152,7 @@ def test_a_disk_needs_room_and_a_folder_that_may_be_written(tmp_path):
     (tmp_path / "file").touch()
     blocked = disk("run_dir", tmp_path / "file" / "below", 1, "x", "free")
     assert verdicts(blocked) == ["FIX"] and "cannot be written" in blocked.found
-    base = validate_config({"train": {"epochs": 1}, "model": {"preset": "base"}})
+    base = validate_run({"train": {"epochs": 1}, "model": {"preset": "base"}})
     assert 150e6 < parameters(base) < 250e6
 
 
@@ -324,7 +324,7 @@ def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch):
 
 def test_another_run_file_and_other_settings_of_the_network_make_other_facts():
     def of(steps: int, **environment: str) -> dict[str, str]:
-        cfg = validate_config({"train": {"steps": steps}})
+        cfg = validate_run({"train": {"steps": steps}})
         return gathered_facts(Asked(cfg, True, (), 0.0, 1.0, environment), 0).alike
 
     same, other = of(1), of(2, NCCL_DEBUG="INFO")

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from cavmae_ds.config.load import load_run
 from cavmae_ds.data.official.exporting import LABEL_CSV, LISTING
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import load_run
 from tests.documented.commands import documented_commands, documented_files
 from tests.ranks import CHECKOUT, PRETRAIN, fork_cavmae, fork_ranks
 from tests.weights.small_models import small_mae
@@ -114,7 +113,7 @@ def _weights(folder: Path) -> None:
     for name in ("cav-mae-nonorm.pth", "cav-mae-scale+.pth", "cav-mae-scale++.pth"):
         (folder / name).symlink_to("cav-mae-base.pth")
     _run("export", "runs/as20k", "--out", "as-20k-released.pth", cwd=folder)
-    sizes = load_run(folder / "RUN.yaml", PretrainConfig).model
+    sizes = load_run(folder / "RUN.yaml", "pretrain").model
     torch.save({"model": small_mae(sizes)}, folder / "mae_pretrain_vit_base_full.pth")
 
 

@@ -18,6 +18,7 @@ from cavmae_ds.data.format.clips import collate, decode_clip
 from cavmae_ds.data.loading.shard_cache import ShardCache
 from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError, UserError
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.state_dict import Kind, Weights
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.single_file import save_single_file
@@ -51,7 +52,11 @@ def run(tmp_path_factory) -> Path:
 @torch.inference_mode()
 def one_clip_at_a_time(weights: Path, shards: Path, frames: range) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N], and logits [F, N, 5] of each of these frames."""
-    records, model, front_end = ShardCache([str(shards)], DataConfig()), load_model(weights).model, FrontEnd(SIZES, CPU)
+    records, model, front_end = (
+        ShardCache([str(shards)], DataConfig()),
+        load_model(weights).model,
+        FrontEnd(inputs(SIZES), CPU),
+    )
     labels, logits = [], []
     for place in range(24):
         clips = [decode_clip(records[place], clip_index=place, epoch=0, frame=frame) for frame in frames]

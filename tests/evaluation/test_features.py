@@ -27,6 +27,7 @@ from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError
 from cavmae_ds.evaluation import feature_files
 from cavmae_ds.evaluation.feature_files import FeatureFile
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.state_dict import Kind, Weights
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.single_file import save_single_file
@@ -72,7 +73,11 @@ def only(folder: Path) -> list[str]:
 @torch.inference_mode()
 def one_clip_at_a_time(weights: Path, shards: Path, frames: range) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Ids, tokens [N, La, D] and [N, F, Lv, D]."""
-    records, model, front_end = ShardCache([str(shards)], DataConfig()), load_model(weights).model, FrontEnd(SIZES, CPU)
+    records, model, front_end = (
+        ShardCache([str(shards)], DataConfig()),
+        load_model(weights).model,
+        FrontEnd(inputs(SIZES), CPU),
+    )
     ids, sounds, images = [], [], []
     for place in range(records.num_samples):
         clips = [decode_clip(records[place], clip_index=place, epoch=0, frame=frame) for frame in frames]

@@ -17,6 +17,7 @@ from cavmae_ds.evaluation.composite import Stages, stages
 from cavmae_ds.evaluation.inference import Judged, open_judged
 from cavmae_ds.evaluation.inpainting import Settings, clip_losses, inpaint, plans_for, spread_clips
 from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, figure_pixels, sound_frames
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.model import PretrainOutput
 from cavmae_ds.models.cavmae.state_dict import Weights
 from cavmae_ds.models.common.patches import audio_to_patches, patchify
@@ -155,7 +156,7 @@ def test_a_picture_names_its_clips_shows_khz_a_colour_bar_and_padding_in_grey(ti
     """Clips of 1.2 s and a model that hears 1.6 s: the rest is padding, which is louder than silence in a log-mel."""
     sizes = SIZES.model_copy(update={"audio_frames": 160})
     batch = collate([EvaluationClips(str(tiny_shards), None)[place] for place in (0, 9)])
-    audio, images = FrontEnd(sizes, torch.device("cpu"))(batch)
+    audio, images = FrontEnd(inputs(sizes), torch.device("cpu"))(batch)
     settings = Settings(audio_ratio=0.5, image_ratio=0.5)
     model = small_model("pretrain", sizes=sizes)
     with torch.inference_mode():

@@ -13,13 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cavmae_ds.cli import app
-from cavmae_ds.config.load import load_config, to_yaml
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.transforms.log_mel import HOP_SAMPLES, MEL_BINS, WINDOW_SAMPLES, LogMel
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.resynthesis import check_torchaudio, sound_of
 from cavmae_ds.models.cavmae.official_file import save_official
 from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.tasks import load_run
 from cavmae_ds.weights.single_file import save_single_file
 from tests.weights.small_models import SIZES, run_folder, small_model
 
@@ -50,7 +51,7 @@ def finished_run(folder: Path, *more: str) -> Path:
     told = {"run_dir": str(folder), "data": {"train": "shards"}, "model": SIZES.model_dump(), "train": {"steps": 10}}
     (folder / "asked.yaml").write_text(json.dumps(told))
     asked = ["mask.audio_ratio=0.6", "mask.image_ratio=0.5", "mask.audio_mode=freq", "train.seed=5", *more]
-    (folder / "config.yaml").write_text(to_yaml(load_config(folder / "asked.yaml", asked)))
+    (folder / "config.yaml").write_text(to_yaml(load_run(folder / "asked.yaml", "pretrain", asked)))
     return folder
 
 

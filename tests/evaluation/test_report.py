@@ -9,12 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cavmae_ds.cli import app
-from cavmae_ds.config.load import to_yaml, validate_run
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.evaluation import report_command
 from cavmae_ds.monitor.log import LOG
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import validate_run
 from tests.evaluation.test_evaluate_command import evaluate
 from tests.weights.small_models import run_folder, small_model
 
@@ -34,14 +33,14 @@ FINETUNED = [
 ]
 
 
-def begun(folder: Path, kind: type[PretrainConfig] | type[FinetuneConfig], lines: list[dict]) -> Path:
+def begun(folder: Path, task: str, lines: list[dict]) -> Path:
     """A run folder with its settings and its log."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"run_dir": str(folder), "data": {"train": "shards/mine"}, "checkpoint": {"every_steps": 1000}}
-    length = {"steps": 20} if kind is PretrainConfig else {"epochs": 2}
+    length = {"steps": 20} if task == "pretrain" else {"epochs": 2}
     values |= {"train": length | {"global_batch": 8, "micro_batch": 8}}
-    values |= {} if kind is PretrainConfig else {"classifier": {"mode": "multimodal"}}
-    (folder / "config.yaml").write_text(to_yaml(validate_run(values, kind)))
+    values |= {} if task == "pretrain" else {"classifier": {"mode": "multimodal"}}
+    (folder / "config.yaml").write_text(to_yaml(validate_run(values, task)))
     if lines:
         (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -65,7 +64,7 @@ def row(printed: str, name: str) -> str:
 
 @pytest.mark.parametrize("lines", [[], [START], PRETRAINED[:2]], ids=["no log", "no curve", "one point"])
 def test_a_run_without_a_checkpoint_is_reported_and_to_be_gone_on_with(lines, tmp_path):
-    printed = report(begun(tmp_path / "run", PretrainConfig, lines))
+    printed = report(begun(tmp_path / "run", "pretrain", lines))
     assert "none yet; one every 1000 steps" in row(printed, "checkpoint")
     assert ("loss/total" in printed) == (lines == PRETRAINED[:2])
     resumed = "my.yaml train.steps=20" if lines else str(tmp_path / "run" / "config.yaml")
@@ -75,7 +74,7 @@ def test_a_run_without_a_checkpoint_is_reported_and_to_be_gone_on_with(lines, tm
 
 def test_scores_of_an_older_step_and_of_other_clips_are_named_as_such(tmp_path, tiny_shards):
     folder = run_folder(tmp_path / "run", small_model("pretrain"))  # a checkpoint of step 10
-    begun(folder, PretrainConfig, PRETRAINED)
+    begun(folder, "pretrain", PRETRAINED)
     evaluate(folder, "--data", tiny_shards)
     assert json.loads((folder / "retrieval.json").read_text())["step"] == 10
 
@@ -90,7 +89,7 @@ def test_scores_of_an_older_step_and_of_other_clips_are_named_as_such(tmp_path, 
     assert "custom scalars" in printed and "MY_VIDEOS" not in printed
 
     later = {"time": 10.0, "step": 15, "loss/total": 0.5}
-    begun(folder, PretrainConfig, [*PRETRAINED, later])
+    begun(folder, "pretrain", [*PRETRAINED, later])
     assert "step 10, not of the run's newest step 15" in report(folder)
 
     scores = json.loads((folder / "retrieval.json").read_text())
@@ -103,7 +102,7 @@ def test_scores_of_an_older_step_and_of_other_clips_are_named_as_such(tmp_path, 
 
 def test_a_finetuning_run_is_reported_by_its_own_curves_and_scores(tmp_path, tiny_shards):
     folder = run_folder(tmp_path / "run", small_model("finetune"))
-    begun(folder, FinetuneConfig, FINETUNED)
+    begun(folder, "finetune", FINETUNED)
     evaluate(folder, "--data", tiny_shards, "--mode", "audioonly")
 
     printed = report(folder)

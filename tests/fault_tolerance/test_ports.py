@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.distributed.collectives import _meet_on_loopback
+from cavmae_ds.distributed.process_group import _meet_on_loopback
 from cavmae_ds.errors import ConfigError
 from tests.ranks import fork_ranks
 

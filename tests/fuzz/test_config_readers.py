@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae_ds.config.ds_config import read_fragment
-from cavmae_ds.config.load import load_any_run, to_yaml, validate_config
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.data.official.importing import Classes, find_official, read_label_csv
 from cavmae_ds.data.prepare.inputs import find_inputs
 from cavmae_ds.launcher.hosts import read_hostfile
 from cavmae_ds.monitor.log import LOG, read_log
+from cavmae_ds.tasks import load_run, validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.terminal import read_lines
 from tests.data.official_files import LABELS
@@ -42,7 +43,7 @@ train: {steps: 4, global_batch: 8, micro_batch: 4, precision: fp32}
 mask:
   audio_ratio: 0.5
 """
-PLAIN = to_yaml(validate_config({"data": {"train": "a"}, "train": {"steps": 4, "global_batch": 8, "micro_batch": 4}}))
+PLAIN = to_yaml(validate_run({"data": {"train": "a"}, "train": {"steps": 4, "global_batch": 8, "micro_batch": 4}}))
 FRAGMENT = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "steps_per_print": 10}
 HOSTS = b"# all of them\nnode-01 slots=8\nnode-02 slots=8 # slow\n10.0.0.3 slots=4\n"
 VIDEOS = b'path,labels\na/one.mp4,Dog;Cat\n"a/two, three.mp4",Rain\nfour.mkv,\n'
@@ -65,14 +66,14 @@ def written(path: Path, content: bytes) -> Path:
 @given(mutated_bytes(RUN.encode()) | mutated_bytes(PLAIN.encode()))
 def test_a_run_file(folder, content):
     path = written(folder / "run.yaml", content)
-    works_or_is_refused(lambda: load_any_run(path))
+    works_or_is_refused(lambda: load_run(path))
 
 
 @examples(200)
 @given(mutated_values(yaml.safe_load(PLAIN)))
 def test_a_run_file_with_other_values(folder, values):
     path = written(folder / "run.yaml", yaml.safe_dump(values).encode())
-    works_or_is_refused(lambda: to_yaml(load_any_run(path)))
+    works_or_is_refused(lambda: to_yaml(load_run(path)))
 
 
 @examples(150)
@@ -85,14 +86,14 @@ def test_a_run_file_with_other_values(folder, values):
 def test_an_override(folder, key, value):
     path = written(folder / "run.yaml", PLAIN.encode())
     override = f"{key}={value.decode(errors='surrogateescape')}"  # as Python gives a command line that is not UTF-8
-    works_or_is_refused(lambda: load_any_run(path, [override]))
+    works_or_is_refused(lambda: load_run(path, overrides=[override]))
 
 
 @examples(200)
 @given(mutated_json(FRAGMENT))
 def test_an_engine_fragment(folder, content):
     path = written(folder / "engine.json", content)
-    cfg = validate_config(yaml.safe_load(PLAIN) | {"ds_config": str(path)})
+    cfg = validate_run(yaml.safe_load(PLAIN) | {"ds_config": str(path)})
     assert isinstance(cfg, PretrainConfig)
     works_or_is_refused(lambda: read_fragment(cfg))
 

@@ -62,7 +62,7 @@ def use(folder) -> bool:
     address = str(folder)
     works_or_is_refused(lambda: read_everything(folder))
     works_or_is_refused(lambda: read_sample_weights(open_store(address), CLIPS))
-    works_or_is_refused(lambda: check_shards(address, SIZES))
+    works_or_is_refused(lambda: check_shards(address, SIZES.image_size))
     return works_or_is_refused(lambda: ShardCache([address], DataConfig()).one_frame(CLIPS - 1, 0))
 
 
@@ -78,7 +78,7 @@ def changed(folder, name: str, content: bytes) -> bool:
 def test_the_data_set_is_whole(data_set):
     assert use(data_set)
     assert not inspect_data_set(Records(str(data_set)), verify=True).faults
-    assert check_shards(str(data_set), SIZES).tolist() == [CLIPS]
+    assert check_shards(str(data_set), SIZES.image_size).tolist() == [CLIPS]
 
 
 @examples(150)

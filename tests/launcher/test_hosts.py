@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.launcher.hosts import Host, read_hostfile
 from cavmae_ds.launcher.world_size import check_fewer_hosts, largest_shape
+from cavmae_ds.tasks import validate_run
 
 
 def run_config(global_batch: int = 8, micro_batch: int = 2, **contrastive: object):
     train = {"global_batch": global_batch, "micro_batch": micro_batch, "steps": 1}
-    return validate_config({"train": train, "contrastive": contrastive})
+    return validate_run({"train": train, "contrastive": contrastive})
 
 
 def test_a_hostfile_names_hosts_and_their_places(tmp_path):

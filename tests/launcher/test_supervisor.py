@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.launcher import supervisor
 from cavmae_ds.launcher.hosts import HERE, Host
 from cavmae_ds.launcher.supervisor import Supervisor, summary
+from cavmae_ds.tasks import validate_run
 
 # Ends with the next code of the plan, after saving a checkpoint if the plan says so; "wait": stops when it is told to.
 RANK = """\
@@ -42,7 +42,7 @@ def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: in
     (folder / "rank.py").write_text(RANK)
     (folder / "plan.json").write_text(json.dumps(plan))
     train = {"global_batch": 2, "micro_batch": 2, "steps": 1}
-    cfg = validate_config({"run_dir": str(folder), "train": train, "data": data})
+    cfg = validate_run({"run_dir": str(folder), "train": train, "data": data})
     program = [str(folder / "rank.py"), str(folder / "plan.json")]
     code = Supervisor(cfg, program, [Host(HERE, 1)], restarts, min_hosts=1).run()
     return code, json.loads((folder / "plan.json").read_text())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from cavmae_ds.config.load import validate_run
 from cavmae_ds.monitor.start_end import end_line, start_line
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import derive, derive_finetuning
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.finetune.task import Finetuning
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from tests.weights.small_models import run_folder, small_model
 
 VALUES = {"model": {"preset": "tiny"}, "data": {"validation": "shards/held out"}}
@@ -14,14 +13,14 @@ VALUES = {"model": {"preset": "tiny"}, "data": {"validation": "shards/held out"}
 
 def test_pretraining_says_what_it_is_where_to_look_and_what_next(tmp_path):
     run_dir = run_folder(tmp_path / "a run", small_model("pretrain"))
-    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 128, "steps": 300}}, PretrainConfig)
-    numbers = derive(cfg, 2, clips=1200)
+    cfg = validate_run(VALUES | {"run_dir": run_dir, "train": {"global_batch": 128, "steps": 300}}, "pretrain")
+    numbers = Pretraining.resolve(cfg, 2, clips=1200)
     assert start_line(cfg, numbers, 100) == (
         f"pretrain: {run_dir}: 1,200 clips, 2 ranks, 12,758,848 parameters, steps 101 to 300 of 128 clips; "
         f"curves: tensorboard --logdir '{run_dir}' (tab custom scalars)"
     )
     assert "all 300 steps are done" in start_line(cfg, numbers, 300)
-    assert end_line(cfg).splitlines() == [
+    assert end_line(Pretraining(cfg, numbers)).splitlines() == [
         f"pretrain: done: {run_dir}/checkpoints/step-00000010; next:",
         f"  cavmae report '{run_dir}'",
         f"  cavmae evaluate '{run_dir}' --data 'shards/held out'",
@@ -36,6 +35,7 @@ def test_finetuning_says_so_too_with_the_weights_that_were_scored(tmp_path):
         "average": {"from_epoch": 1, "to_epoch": 3},
         "classifier": {},
     }
-    cfg = validate_run(VALUES | values, FinetuneConfig)
-    assert "finetune: " in start_line(cfg, derive_finetuning(cfg, 1, 1200, ("a", "b")), 0)
-    assert f"cavmae evaluate {tmp_path} --weights averaged --data 'shards/held out'" in end_line(cfg)
+    cfg = validate_run(VALUES | values, "finetune")
+    plan = Finetuning.resolve(cfg, 1, 1200)
+    assert "finetune: " in start_line(cfg, plan, 0)
+    assert f"cavmae evaluate {tmp_path} --weights averaged --data 'shards/held out'" in end_line(Finetuning(cfg, plan))

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.errors import without_secrets
 from cavmae_ds.monitor.texts import Machine, environment, hyperparameters, texts
-from cavmae_ds.training.batch_plan import derive
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.pretrain.task import Pretraining
 
 MACHINES = [Machine("gpu01", "NVIDIA H100, 80 GiB")] * 2 + [Machine("gpu02", "NVIDIA H100, 80 GiB")] * 2
 
@@ -51,7 +51,7 @@ def test_the_environment_names_command_versions_hosts_and_gpus_and_no_credential
 
 def test_hyperparameters_are_those_that_are_no_default_and_the_two_that_everybody_asks_for():
     changed = {"optim": {"name": "lion"}, "data": {"workers": 3}, "loss": {"normalise_pixels": False}}
-    cfg = validate_config({"train": {"steps": 5}} | changed)
+    cfg = validate_run({"train": {"steps": 5}} | changed)
     assert hyperparameters(cfg) == {
         "loss.normalise_pixels": "False",
         "optim.name": "lion",
@@ -64,7 +64,7 @@ def test_hyperparameters_are_those_that_are_no_default_and_the_two_that_everybod
 
 
 def test_config_and_numbers_are_blocks_of_lines():
-    cfg = validate_config({"train": {"steps": 5}})
-    shown = texts(cfg, derive(cfg, 4, clips=10_000), MACHINES)
+    cfg = validate_run({"train": {"steps": 5}})
+    shown = texts(cfg, Pretraining.resolve(cfg, 4, clips=10_000), MACHINES)
     assert "    train:\n" in shown["run/config"] and "    total_steps: 5\n" in shown["run/numbers"]
     assert all(line.startswith("    ") for text in shown.values() for line in text.splitlines())

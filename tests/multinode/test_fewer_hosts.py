@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason
 
 SUPERVISOR = """\
 import sys
-from cavmae_ds.config.load import validate_config
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.launcher.hosts import Host
 from cavmae_ds.launcher.supervisor import Supervisor
 if __name__ == "__main__":
-    cfg = validate_config({
+    cfg = validate_run({
         "run_dir": "unused", "train": {"global_batch": 2, "micro_batch": 1, "steps": 1},
         "watch": {"silence_seconds": 5}, "contrastive": {"two_pass": True},
     })

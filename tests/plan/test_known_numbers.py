@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.plan.communication import traffic
 from cavmae_ds.plan.contrast import comparison, contrast_flops, contrast_traffic
 from cavmae_ds.plan.hardware import choose_gpu
@@ -14,13 +13,14 @@ from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import Choice, Machine, Planner
 from cavmae_ds.plan.speed import efficiency, extra_work, flops_per_clip
 from cavmae_ds.plan.states import Parameters, count, states
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 PLAIN = Modes(0, False, False)
 
 
 def base(**sections) -> PretrainConfig:
-    return validate_config({"train": {"global_batch": 256, "micro_batch": 256, "epochs": 25}} | sections)
+    return validate_run({"train": {"global_batch": 256, "micro_batch": 256, "epochs": 25}} | sections)
 
 
 def test_the_base_model_has_the_parameters_and_flops_of_the_official_log():

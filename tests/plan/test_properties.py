@@ -7,11 +7,11 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.plan.advice import recommend
 from cavmae_ds.plan.hardware import GPUS
 from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import Choice, Machine, Planner
+from cavmae_ds.tasks import validate_run
 
 stages = st.sampled_from([Path(f"ds_configs/zero{stage}.json") for stage in (1, 2, 3)])
 modes = st.builds(Modes, st.sampled_from([0, 1, 8, 128]), st.booleans(), st.booleans())
@@ -21,7 +21,7 @@ MOST = 64
 
 def planner(preset: str, gpus: int, gpu: str = "h200", per_gpu: int = 128) -> Planner:
     train = {"global_batch": per_gpu * gpus, "micro_batch": per_gpu, "epochs": 1}
-    return Planner(validate_config({"model": {"preset": preset}, "train": train}), Machine(GPUS[gpu], gpus, 8, 0.4))
+    return Planner(validate_run({"model": {"preset": preset}, "train": train}), Machine(GPUS[gpu], gpus, 8, 0.4))
 
 
 # Building a model's meta tensors takes longer than all the rest: once for each.

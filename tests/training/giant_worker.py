@@ -14,15 +14,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.distributed.zero_layout import whole_shape
+from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import pretrain_losses
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.engine import build_engine, build_model
 from tests.training.gathered import full_weights
 from tests.training.optim_problem import numbers
@@ -40,7 +41,7 @@ M_MMAP_THRESHOLD = -3
 
 
 def run_config(ranks: int, fragment: str, precision: str, model: dict) -> PretrainConfig:
-    return validate_config(
+    return validate_run(
         {
             "ds_config": f"ds_configs/{fragment}.json",
             "model": model,
@@ -60,7 +61,7 @@ def memory(world: World) -> dict[str, int]:
     found = {}
     for kind, fragment in (("sharded", "zero3"), ("plain", "zero2")):
         before = peak_bytes()
-        model = build_model(run_config(world.size, fragment, "fp32", MIDDLING), numbers(world.size), world)
+        model = build_model(Pretraining(run_config(world.size, fragment, "fp32", MIDDLING), numbers(world.size)), world)
         found[kind] = peak_bytes() - before
         found["whole"] = sum(whole_shape(parameter).numel() * 4 for parameter in model.parameters())
         del model
@@ -69,7 +70,7 @@ def memory(world: World) -> dict[str, int]:
 
 def trained(cfg: PretrainConfig, model: CAVMAE, world: World) -> dict[str, dict[str, Tensor]]:
     """Weights before and after two steps."""
-    engine = build_engine(cfg, numbers(world.size), model, world)
+    engine = build_engine(Pretraining(cfg, numbers(world.size)), model, world)
     start = full_weights(engine, world)
     for step in range(2):
         draw = torch.Generator().manual_seed(step * world.size + world.rank)
@@ -98,7 +99,9 @@ def main() -> None:
     results = {}
     for fragment, precision in SHARDED:
         cfg = run_config(world.size, fragment, precision, SMALL)
-        results[f"{fragment}-{precision}"] = trained(cfg, build_model(cfg, numbers(world.size), world), world)
+        results[f"{fragment}-{precision}"] = trained(
+            cfg, build_model(Pretraining(cfg, numbers(world.size)), world), world
+        )
         results[f"plain-{precision}"] = trained(cfg, plain_model(cfg), world)
     if world.is_first:
         torch.save(results, folder / "results.pt")

@@ -17,19 +17,20 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint.engine_state import EngineState
-from cavmae_ds.config.load import validate_run
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.transforms.front_end import FrontEnd, ahead
 from cavmae_ds.distributed.collectives import barrier, from_all_ranks
 from cavmae_ds.distributed.process_group import World, close_world, open_world
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.tasks.finetune.step import FinetuneStep
+from cavmae_ds.tasks.finite_check import Evidence
 from cavmae_ds.tasks.pretrain.losses import PretrainLosses
-from cavmae_ds.tasks.pretrain.step import StepDone, TrainingStep
-from cavmae_ds.training.batch_plan import FinetuneNumbers
+from cavmae_ds.tasks.pretrain.step import TrainingStep
+from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.ema import WeightAverage
 from cavmae_ds.training.engine import back_propagate, build_engine, build_model, take_step
-from cavmae_ds.training.finite_check import Evidence
 from tests.training.optim_problem import Layers, gradients, numbers, run_config
 from tests.training.whole_batch import CLIPS, Cell, clips
 
@@ -37,7 +38,7 @@ STEPS, WRONG_STEP = 4, 1
 WRONG_CLIP = 5 * 1000 + WRONG_STEP
 """In the first micro-batch of the second of two ranks."""
 NO_LOSSES = PretrainLosses(*torch.zeros(len(PretrainLosses._fields)))
-Take = Callable[[int], StepDone]
+Take = Callable[[int], StepOutput]
 
 CELLS = [
     Cell(2, stage=0, accumulation=2),
@@ -133,7 +134,7 @@ def pretraining(world: World, cell: Cell) -> dict[str, bool]:
     front_end = BrokenSound(cfg.model, world.device)
 
     def build() -> tuple[Any, Take]:
-        engine = build_engine(cfg, steps, build_model(cfg, steps, world), world)
+        engine = build_engine(Pretraining(cfg, steps), build_model(Pretraining(cfg, steps), world), world)
         training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
         return engine, lambda step: training_step(ahead(rank_clips(step, world, cell.accumulation), front_end))
 
@@ -144,13 +145,13 @@ def finetuning(world: World) -> dict[str, bool]:
     model = Cell(2).config().model.model_dump()
     train = {"epochs": STEPS, "global_batch": CLIPS, "micro_batch": CLIPS // world.size // 2, "precision": "fp32"}
     settings = {"model": model, "train": train, "classifier": {"mode": "multimodal"}}
-    cfg = validate_run(settings, FinetuneConfig)
-    zeros: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(FinetuneNumbers)}
-    steps = FinetuneNumbers(**zeros | {"accumulation": 2, "total_steps": STEPS + 1, "steps_per_epoch": 1, "classes": 3})
+    cfg = validate_run(settings, "finetune")
+    zeros: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(FinetunePlan)}
+    steps = FinetunePlan(**zeros | {"accumulation": 2, "total_steps": STEPS + 1, "steps_per_epoch": 1, "classes": 3})
     front_end = BrokenSound(cfg.model, world.device)
 
     def build() -> tuple[Any, Take]:
-        engine = build_engine(cfg, steps, build_model(cfg, steps, world), world)
+        engine = build_engine(Pretraining(cfg, steps), build_model(Pretraining(cfg, steps), world), world)
         finetune_step = FinetuneStep(cfg, 3, engine)
         return engine, lambda step: finetune_step(ahead(rank_clips(step, world, 2), front_end))
 
@@ -161,15 +162,15 @@ def optimizing(world: World, name: str, fragment: str, what: str) -> dict[str, b
     """what: the gradient of one rank, at one place; or the loss alone, whose formula has finite gradients."""
 
     def build() -> tuple[Any, Take]:
-        engine = build_engine(run_config(world.size, name, fragment), numbers(world.size), Layers(), world)
+        engine = build_engine(Pretraining(run_config(world.size, name, fragment), numbers(world.size)), Layers(), world)
 
-        def take(step: int) -> StepDone:
+        def take(step: int) -> StepOutput:
             given, wrong = gradients(step, world.rank, world.size), step == WRONG_STEP and world.rank == world.size - 1
             if wrong and what == "gradient":
                 given["tall"][3, 2] = math.inf
             back_propagate(engine, engine(given) + (math.inf if wrong and what == "loss" else 0))
             norm = take_step(engine)
-            return StepDone(NO_LOSSES, None, norm, [], not engine.was_step_applied(), [])
+            return StepOutput(NO_LOSSES, None, norm, [], not engine.was_step_applied(), [])
 
         return engine, take
 

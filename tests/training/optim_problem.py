@@ -8,10 +8,10 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 
-from cavmae_ds.config.load import validate_config
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import RunNumbers
-from cavmae_ds.training.optim import parameter_groups
+from cavmae_ds.tasks.pretrain.plan import PretrainPlan
+from cavmae_ds.training.optim.build import parameter_groups
 
 STEPS, CLIPS = 6, 8
 HORIZON_CLIPS = 20  # of the running mean
@@ -56,7 +56,7 @@ def gradients(step: int, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
 
 def run_config(ranks: int, name: str, fragment: str, precision: str = "fp32", **others: Any) -> PretrainConfig:
     """A run of the optimizer `name`, at a constant rate."""
-    return validate_config(
+    return validate_run(
         {
             "ds_config": f"ds_configs/{fragment}.json",
             "optim": {"name": name, "learning_rate": RATE, "weight_decay": DECAY, "schedule": "constant"},
@@ -69,9 +69,9 @@ def run_config(ranks: int, name: str, fragment: str, precision: str = "fp32", **
     )  # fmt: skip
 
 
-def numbers(ranks: int) -> RunNumbers:
+def numbers(ranks: int) -> PretrainPlan:
     """The derived numbers; eight clips a step, one micro-batch on each rank."""
-    return RunNumbers(
+    return PretrainPlan(
         ranks=ranks, clips=CLIPS, clips_by_source=(CLIPS,), epoch_clips=CLIPS, held_out_clips=0, global_batch=CLIPS,
         accumulation=1, steps_per_epoch=1, total_steps=STEPS, total_clips=CLIPS * STEPS, parameters=0,
         trainable_parameters=0, gflop_per_clip=0.0, zero_stage=0, states_gib_per_rank=0.0, activations_gib_per_rank=0.0,

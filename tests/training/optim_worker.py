@@ -18,6 +18,7 @@ from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.ema import WeightAverage
 from cavmae_ds.training.engine import build_engine
 from tests.training.gathered import full_means, full_weights
@@ -32,7 +33,7 @@ AVERAGED = [("zero0", "fp32"), *product(("zero1", "zero2", "zero3"), ("fp32", "b
 
 
 def fresh_engine(cfg: PretrainConfig, world: World) -> Any:
-    return build_engine(cfg, numbers(world.size), Layers(), world)
+    return build_engine(Pretraining(cfg, numbers(world.size)), Layers(), world)
 
 
 def train_step(engine: Any, world: World, step: int) -> None:

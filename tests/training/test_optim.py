@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.config.sections.training import OptimConfig
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.training.optim import learning_rate_share, parameter_groups
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.training.optim.build import parameter_groups
+from cavmae_ds.training.optim.schedule import learning_rate_share
 
 BATCH = 8
 
@@ -45,8 +46,8 @@ def test_a_warm_up_that_ends_within_a_step_is_over_after_it():
 
 def test_a_warm_up_in_steps_means_so_many_global_batches():
     train = {"global_batch": 64, "micro_batch": 8, "steps": 9}
-    assert validate_config({"train": train, "optim": {"warmup_steps": 20}}).optim.warmup_clips == 1280
-    default = validate_config({"train": {"steps": 9}, "optim": {"warmup_steps": 2}})
+    assert validate_run({"train": train, "optim": {"warmup_steps": 20}}).optim.warmup_clips == 1280
+    default = validate_run({"train": {"steps": 9}, "optim": {"warmup_steps": 2}})
     assert default.optim.warmup_clips == 2 * default.train.global_batch
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cavmae_ds.config.load import load_config, validate_config
 from cavmae_ds.monitor.log import read_log
-from cavmae_ds.training.batch_plan import derive
+from cavmae_ds.tasks import load_run, validate_run
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from tests.data.small_shards import small_shards
 from tests.ranks import PRETRAIN, fork_ranks
 
@@ -64,7 +64,7 @@ def test_another_value_is_refused_or_allowed_once_and_the_run_folder_says_so(tin
     ((step, text),) = texts(run_dir, "run/changed_settings")
     assert step == 2 and "mask.audio_ratio was 0.75, now 0.9\n" in text
     assert (run_dir / "config-until-step-00000002.yaml").read_bytes() == kept[0]
-    assert load_config(run_dir / "config.yaml").mask.audio_ratio == 0.9
+    assert load_run(run_dir / "config.yaml", "pretrain").mask.audio_ratio == 0.9
 
     code, printed = start("mask.audio_ratio=0.5", *allowed)
 
@@ -77,7 +77,7 @@ def test_a_fingerprint_is_of_the_clips_and_their_shards_not_of_the_address(tiny_
         sizes = {"image_size": 64, "audio_frames": 112}
         train = {"global_batch": 4, "micro_batch": 4, "steps": 2}
         data = {"sources": [{"remote": str(folder)} for folder in folders]}
-        return derive(validate_config({"model": sizes, "data": data, "train": train}), 1).fingerprints
+        return Pretraining.resolve(validate_run({"model": sizes, "data": data, "train": train}), 1).fingerprints
 
     copy = shutil.copytree(tiny_shards, tmp_path / "copy")
     made = (("a", range(8), 4), ("other clips", range(8, 16), 4), ("same clips in other shards", range(8), 2))

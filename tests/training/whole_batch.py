@@ -9,18 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.kernels.contrastive import Contrast
+from cavmae_ds.models.cavmae import inputs
+from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
-from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses
-from cavmae_ds.training.batch_plan import RunNumbers
-from cavmae_ds.training.freezing import freeze_unused
-from cavmae_ds.training.optim import build_optimizer, learning_rate_share
+from cavmae_ds.tasks.pretrain.plan import PretrainPlan
+from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.task import freeze_unused
+from cavmae_ds.training.optim.build import build_optimizer
+from cavmae_ds.training.optim.schedule import learning_rate_share
 
 CLIPS, STEPS = 16, 2
 
@@ -58,7 +61,7 @@ class Cell(NamedTuple):
 
     def config(self) -> PretrainConfig:
         """CAV-MAE small enough to train 16 clips in milliseconds; clipping and decay on, so they are compared too."""
-        return validate_config(
+        return validate_run(
             {
                 "ds_config": f"ds_configs/zero{self.stage}.json",
                 "model": {
@@ -81,11 +84,11 @@ class Cell(NamedTuple):
             }
         )  # fmt: skip
 
-    def numbers(self) -> RunNumbers:
+    def numbers(self) -> PretrainPlan:
         """The derived numbers that an engine needs, without shards to count; the others are 0."""
-        zeros = {field.name: 0 for field in dataclasses.fields(RunNumbers)}
+        zeros = {field.name: 0 for field in dataclasses.fields(PretrainPlan)}
         needed = {"accumulation": self.accumulation, "total_steps": STEPS, "steps_per_epoch": 1}
-        return RunNumbers(**(zeros | needed))  # type: ignore[arg-type]  # 0 for numbers of both kinds
+        return PretrainPlan(**(zeros | needed))  # type: ignore[arg-type]  # 0 for numbers of both kinds
 
     @property
     def mathematics(self) -> Cell:
@@ -118,7 +121,7 @@ def fresh_model(cfg: PretrainConfig) -> CAVMAE:
     """The model with the initial weights that every variant starts from."""
     torch.manual_seed(cfg.train.seed)
     model = CAVMAE(cfg.model, training_normalisation(cfg.data.audio_mean, cfg.data.audio_std))
-    freeze_unused(model, cfg)
+    freeze_unused(Pretraining, cfg, model)
     return model
 
 
@@ -156,7 +159,7 @@ def train_on_one_process(cell: Cell) -> tuple[list[PretrainLosses], dict[str, Te
 
 def _losses(model: CAVMAE, cfg: PretrainConfig, step: int, parts: int) -> PretrainLosses:
     batch = clips(step)
-    audio, images = FrontEnd(cfg.model, torch.device("cpu"))(batch)
+    audio, images = FrontEnd(inputs(cfg.model), torch.device("cpu"))(batch)
     plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, batch.epoch, batch.clip_index)
     contrastive = cfg.loss.contrastive_weight > 0
     output = model(audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=contrastive)

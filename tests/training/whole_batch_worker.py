@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cavmae_ds.data.transforms.front_end import FrontEnd, ahead
 from cavmae_ds.distributed.collectives import barrier, mean_over_ranks
 from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.tasks.pretrain.step import TrainingStep
+from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.engine import build_engine, build_model
 from tests.training.compared import compare_everywhere
 from tests.training.gathered import full_weights
@@ -25,8 +27,8 @@ from tests.training.whole_batch import CLIPS, STEPS, Cell, clips
 def train(world: World, cell: Cell) -> dict[str, Any]:
     """Losses [STEPS, 7] and gradient norms [STEPS], means over ranks, and the final parameters on the first rank."""
     cfg = cell.config()
-    engine = build_engine(cfg, cell.numbers(), build_model(cfg, cell.numbers(), world), world)
-    front_end = FrontEnd(cfg.model, world.device)
+    engine = build_engine(Pretraining(cfg, cell.numbers()), build_model(Pretraining(cfg, cell.numbers()), world), world)
+    front_end = FrontEnd(inputs(cfg.model), world.device)
     training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
     losses, norms = [], []
     each = CLIPS // world.size // cell.accumulation

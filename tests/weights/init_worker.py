@@ -13,11 +13,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cavmae_ds.config.load import validate_config, validate_run
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.training.batch_plan import CommonNumbers, FinetuneNumbers
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
+from cavmae_ds.tasks.finetune.task import Finetuning
+from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.run_plan import RunPlan
+from cavmae_ds.tasks.task import Task
 from cavmae_ds.training.engine import build_engine, build_model
 from tests.training.gathered import full_weights
 from tests.training.optim_problem import numbers
@@ -35,8 +38,8 @@ def sections(official: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def started(cfg: Any, counts: CommonNumbers, world: World) -> dict[str, Tensor]:
-    engine = build_engine(cfg, counts, build_model(cfg, counts, world), world)
+def started(task: Task, world: World) -> dict[str, Tensor]:
+    engine = build_engine(task, build_model(task, world), world)
     weights = full_weights(engine, world)
     engine.destroy()
     return weights
@@ -45,13 +48,15 @@ def started(cfg: Any, counts: CommonNumbers, world: World) -> dict[str, Tensor]:
 def main() -> None:
     world, folder = open_world(), Path(sys.argv[-1])
     shared, counts = sections(folder / "official.pth", folder / "run"), numbers(world.size)
-    common = {field.name: getattr(counts, field.name) for field in fields(CommonNumbers)}
+    common = {field.name: getattr(counts, field.name) for field in fields(RunPlan)}
     names = tuple("abcde")
     results = {
-        "pretrain": started(validate_config(shared), counts, world),
+        "pretrain": started(Pretraining(validate_run(shared), counts), world),
         "finetune": started(
-            validate_run(shared | {"classifier": {}}, FinetuneConfig),
-            FinetuneNumbers(**common, classes=5, class_names=names),
+            Finetuning(
+                validate_run(shared | {"classifier": {}}, "finetune"),
+                FinetunePlan(**common, classes=5, class_names=names),
+            ),
             world,
         ),
     }

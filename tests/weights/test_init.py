@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cavmae_ds.config.load import load_config, validate_run
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.official_file import save_official
 from cavmae_ds.models.cavmae.state_dict import recognise
 from cavmae_ds.models.common.positions import position_table, refit_columns
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks import load_run, validate_run
 from cavmae_ds.weights.init import examine_start, initialise, start_from
 from cavmae_ds.weights.single_file import save_single_file
 from tests.ranks import fork_ranks
@@ -99,7 +98,7 @@ def test_a_model_of_other_depth_or_width_or_heads_is_refused_before_anything_is_
 def test_all_keys_of_section_model_that_must_change_are_named_together(tmp_path):
     pretrained, run = run_folder(tmp_path / "pretrained", small_model("pretrain")), tmp_path / "run"
     values = {"data": {"train": "shards"}, "train": {"epochs": 1}, "classifier": {"classes": 5}, "run_dir": run}
-    cfg = validate_run(values | {"init": {"from_checkpoint": pretrained}}, FinetuneConfig)
+    cfg = validate_run(values | {"init": {"from_checkpoint": pretrained}}, "finetune")
     needed = (
         r"set model: \{embed_dim: 48, num_heads: 4, modality_specific_depth: 2, image_size: 64, audio_frames: 96\}, or"
     )
@@ -157,10 +156,10 @@ def test_two_origins_are_refused(tmp_path):
     run = tmp_path / "run.yaml"
     run.write_text("train: {}\ninit: {from_mae: mae.pth, from_checkpoint: runs/base}\n")
     with pytest.raises(ConfigError, match=r"init: from_mae .* and from_checkpoint .* are both given; keep one"):
-        load_config(run)
+        load_run(run, "pretrain")
     run.write_text("train: {}\ninit: {from_mae: mae.pth, ema: true}\n")
     with pytest.raises(ConfigError, match="ema is a choice of from_checkpoint"):
-        load_config(run)
+        load_run(run, "pretrain")
 
 
 def test_models_in_shards_start_from_the_whole_file(official, tmp_path):

@@ -10,14 +10,13 @@ from cavmae_ds.data.format.index import INDEX, read_index
 from cavmae_ds.data.format.schema import Manifest
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.models.cavmae.config import ModelConfig
 
 CACHED_SHARDS = 4
 """A cache holds at least so many of the largest shard: some are read while others are fetched."""
 
 
-def check_shards(address: str, model: ModelConfig, data: DataConfig | None = None) -> NDArray[np.int64]:
-    """Clips in each shard of the data set at a folder or s3:// address, which must fit the model and the cache.
+def check_shards(address: str, frame_size: int, data: DataConfig | None = None) -> NDArray[np.int64]:
+    """Clips in each shard of the data set at a folder or s3:// address, whose frames must be of this size.
 
     `data` says how long to wait for an answer and what the cache may hold. Raises DataError: not there, unreachable,
     damaged, or holding frames of another size; ConfigError: data.cache_limit_gib too small.
@@ -39,11 +38,10 @@ def check_shards(address: str, model: ModelConfig, data: DataConfig | None = Non
             f"manifest.json in {address!r} says {manifest.clips} clips, {INDEX} {clips.sum()}: one of them is damaged; "
             "prepare the data set again"
         )
-    frame_size = manifest.frame_size
-    if frame_size != model.image_size:
+    if manifest.frame_size != frame_size:
         raise DataError(
-            f"the shards in {address!r} hold frames of {frame_size} pixels, model.image_size is {model.image_size}; "
-            f"prepare them with --frame-size {model.image_size} or change model.image_size"
+            f"the shards in {address!r} hold frames of {manifest.frame_size} pixels, model.image_size is {frame_size}; "
+            f"prepare them with --frame-size {frame_size} or change model.image_size"
         )
     return clips
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.data.format.clips import Batch
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.transforms.augment import SoundAugmentation, mix
 from cavmae_ds.data.transforms.log_mel import LogMel
-from cavmae_ds.models.cavmae.config import ModelConfig
 
 Item = TypeVar("Item")
 
@@ -23,11 +23,11 @@ class FrontEnd:
     Frames are uint8, or float in [0, 1] where some clip of the batch is mixed with another.
     """
 
-    def __init__(self, model: ModelConfig, device: torch.device, augment: SoundAugmentation | None = None):
+    def __init__(self, inputs: InputSpec, device: torch.device, augment: SoundAugmentation | None = None):
         """augment: what is done to log-mels."""
         self.device = device
         self._augment = augment
-        self._frames = model.audio_frames
+        self.inputs = inputs
         self._log_mel = LogMel(device)
 
     @torch.no_grad()
@@ -38,7 +38,7 @@ class FrontEnd:
         )
         if batch.partners:
             waveform, images = mix(waveform, n_samples, images, batch.partners.to(self.device))
-        log_mel = self._log_mel(waveform, n_samples, self._frames)
+        log_mel = self._log_mel(waveform, n_samples, self.inputs.log_mel_frames)
         if self._augment:
             log_mel = self._augment(log_mel, epoch, clip_index)
         # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.

@@ -76,15 +76,23 @@ class CAVMAEFT(Encoder):
         pooled = [self._shared(x, letter).mean(1) for letter in passes]  # [B, D] each
         return self.mlp_head(torch.stack(pooled).mean(0))
 
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Those that this classifier has the parameters for."""
+        return tuple(mode for mode, route in ROUTES.items() if set(route.towers) <= set(self.modalities))
+
+    def reads_frames(self, mode: Mode) -> bool:
+        """Whether a mode looks at frames."""
+        return "v" in ROUTES[mode].towers
+
     def unused_parameters(self, mode: Mode) -> set[str]:
         """Names of the parameters that no gradient reaches in a mode: freeze them (see is_reached)."""
         towers, passes = self._route(mode)
         return {name for name, _ in self.named_parameters() if not is_reached(name, towers, passes)}
 
     def _route(self, mode: Mode) -> Route:
-        able = [name for name, route in ROUTES.items() if set(route.towers) <= set(self.modalities)]
-        if mode not in able:
-            raise ValueError(f"the mode must be one of {', '.join(able)}, got {mode!r}")
+        if mode not in self.modes:
+            raise ValueError(f"the mode must be one of {', '.join(self.modes)}, got {mode!r}")
         return ROUTES[mode]
 
 

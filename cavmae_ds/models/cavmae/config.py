@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.sections.base import OnResume, Positive, Section, Share, filled_in, multiple
+from cavmae_ds.config.sections.classifier import ClassifierSection
+from cavmae_ds.config.sections.model import ModelSection
 
 Mode = Literal["multimodal", "audioonly", "videoonly", "missingaudioonly", "missingvideoonly"]
 """What the classifier is given. The word after "missing" is what is there: for testing a model that was finetuned
@@ -39,10 +41,10 @@ PRESETS: dict[str, dict[str, int | float]] = {
 """Name -> keys of the `model` section."""
 
 
-class ModelConfig(Section):
+class ModelConfig(ModelSection):
     """Sizes of CAV-MAE; names and defaults of the official constructor (spec/cav-mae.md 1.1)."""
 
-    on_resume: ClassVar[OnResume] = OnResume.FIXED
+    family: Literal["cavmae"] = "cavmae"
 
     preset: Annotated[Literal["tiny", "base", "large", "huge", "giant"] | None, OnResume.FREE] = None
     """Published sizes by name (PRESETS above); keys given beside it override it."""
@@ -94,6 +96,13 @@ class ModelConfig(Section):
                 raise ValueError(f"{width} must be a multiple of 4, got {getattr(self, width)}")
         return self
 
+    def check_task(self, task: str) -> None:
+        """Only pretraining has a decoder."""
+        if task == "finetune" and self.decoder_chunk:
+            raise ValueError(
+                f"model.decoder_chunk is {self.decoder_chunk}, but a classifier has no decoder; leave it out"
+            )
+
     @property
     def audio_patches(self) -> int:
         """Patches of one clip's log-mel."""
@@ -116,3 +125,20 @@ class MaskConfig(Section):
     """Share of image patches hidden."""
     audio_mode: Literal["unstructured", "time", "freq", "tf"] = "unstructured"
     """Hide patches at random, whole time columns, whole frequency rows, or some of both."""
+
+
+class ClassifierConfig(ClassifierSection):
+    """CAVMAEFT or CAVMAEFTAudio."""
+
+    model: Annotated[ClassifierModel, OnResume.FIXED] = "audio-visual"
+    """Which parameters there are: audio has those that hear, for modes without frames."""
+    mode: Mode = "multimodal"
+    """Both modalities, or one of them."""
+
+    @model_validator(mode="after")
+    def _model_has_what_the_mode_needs(self) -> ClassifierConfig:
+        if self.model == "audio" and self.mode not in ("audioonly", "missingaudioonly"):
+            raise ValueError(
+                f"mode must be audioonly or missingaudioonly for model audio, which sees nothing, got {self.mode}"
+            )
+        return self

@@ -15,8 +15,9 @@ from cavmae_ds.data.transforms.normalise import Normalisation
 from cavmae_ds.distributed.zero_layout import is_sharded, whole_shape
 from cavmae_ds.kernels.grid import Grid
 from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
-from cavmae_ds.models.common.patches import PatchProjection, Picture, audio_grid, image_grid
+from cavmae_ds.models.common.patches import PatchProjection, Picture
 from cavmae_ds.models.common.positions import position_table
 
 ALREADY_NORMALISED = Normalisation()
@@ -76,6 +77,10 @@ class Encoder(nn.Module):
         argument is then None: that is where ZeRO-3 gathers the parameters.
         """
         return cast(Features, self(audio, images, None))
+
+    def external_parameters(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """Parameters that ZeRO-3 gathers for a module that does not own them."""
+        yield from ()
 
     def draw_initial_weights(self) -> None:
         """Set the initial weights, unless the parameters hold nothing or are in shards: then whoever builds it does."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cavmae_ds.models.cavmae.classifier import ROUTES
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
+from cavmae_ds.models.cavmae.config import ClassifierConfig, MaskConfig, ModelConfig
+from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.models.common.masking import kept_patches
-from cavmae_ds.models.common.patches import audio_grid, image_grid
-from cavmae_ds.tasks.finetune.config import ClassifierConfig
 
 
 class Stack(NamedTuple):

@@ -5,7 +5,7 @@ B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from cavmae_ds.data.transforms.normalise import Normalisation
 from cavmae_ds.kernels.unshuffle import unshuffle
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
+from cavmae_ds.models.cavmae.masking import Plans
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
 from cavmae_ds.models.common.decoder_chunks import DecoderChunks, Reconstruction
-from cavmae_ds.models.common.masking import MaskPlan, Plans
+from cavmae_ds.models.common.masking import MaskPlan
 from cavmae_ds.models.common.patches import Picture, select
 
 
@@ -123,6 +124,11 @@ class CAVMAE(Encoder):
             return is_reached(name, ("a", "v"), passes) and (mae or not in_decoder(name))
 
         return {name for name, _ in self.named_parameters() if not used(name)}
+
+    def external_parameters(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """The decoder's, if it runs in chunks: whole for as long as chunks run, and when their gradients arrive."""
+        if self.decoder_chunks.clips:
+            yield from ((self.decoder_chunks, parameter) for parameter in self.decoder_parameters())
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Those that are trained of the decoder's, which runs in chunks."""

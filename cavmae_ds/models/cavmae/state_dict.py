@@ -15,8 +15,8 @@ from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD, Normalisa
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.models.cavmae.config import PRESETS, ModelConfig
+from cavmae_ds.models.cavmae.masking import audio_grid
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.common.patches import audio_grid
 from cavmae_ds.models.common.positions import refit_columns
 
 Kind = Literal["pretrain", "finetune", "finetune-audio"]

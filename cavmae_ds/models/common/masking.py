@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cavmae_ds.distributed.per_sample_rng import Stream
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.kernels.random_mask import random_mask, rank_by_noise
+from cavmae_ds.kernels.random_mask import rank_by_noise
 from cavmae_ds.kernels.random_mask import structured as structured
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.common.patches import Grid, audio_grid, image_grid
+from cavmae_ds.models.common.patches import Grid
 
 
 class MaskPlan(NamedTuple):
@@ -30,29 +27,6 @@ class MaskPlan(NamedTuple):
     def mask(self) -> Tensor:
         """[B, L] float32 in the order of the patches: 1 is hidden, 0 visible."""
         return torch.ones(self.restore.shape, device=self.restore.device).scatter(1, self.keep, 0.0)
-
-
-class Plans(NamedTuple):
-    """The plans of both modalities of a batch."""
-
-    audio: MaskPlan
-    image: MaskPlan
-
-
-def draw_plans(model: ModelConfig, mask: MaskConfig, seed: int, epoch: int | Tensor, clip_index: Tensor) -> Plans:
-    """The masks of the clips with the given indices: a pure function of seed, epoch and clip.
-
-    epoch is one number or int64 [B], clip_index is int64 [B]; the plans lie on clip_index's device.
-    """
-    audio, image = audio_grid(model), image_grid(model)
-    columns, rows = structured_counts(mask.audio_mode, mask.audio_ratio, audio)
-    audio_kept = kept_patches(audio.patches, mask.audio_ratio)
-    image_kept = kept_patches(image.patches, mask.image_ratio)
-    draw = partial(random_mask, seed, epoch, clip_index)
-    return Plans(
-        audio=MaskPlan(*draw(audio, audio_kept, stream=Stream.AUDIO_MASK, columns=columns, rows=rows)),
-        image=MaskPlan(*draw(image, image_kept, stream=Stream.IMAGE_MASK)),
-    )
 
 
 def kept_patches(patches: int, ratio: float) -> int:

@@ -11,18 +11,6 @@ from torch import Tensor
 from cavmae_ds.kernels.embed_epilogue import embed_epilogue
 from cavmae_ds.kernels.grid import Grid
 from cavmae_ds.kernels.patch_gather import patch_gather
-from cavmae_ds.models.cavmae.config import ModelConfig
-
-
-def audio_grid(cfg: ModelConfig) -> Grid:
-    """Grid of the log-mel: mel bins are rows, time is columns (spec/cav-mae.md 1.4)."""
-    return Grid(cfg.mel_bins // cfg.patch_size, cfg.audio_frames // cfg.patch_size, cfg.patch_size, channels=1)
-
-
-def image_grid(cfg: ModelConfig) -> Grid:
-    """Grid of the RGB frame."""
-    side = cfg.image_size // cfg.patch_size
-    return Grid(side, side, cfg.patch_size, channels=3)
 
 
 def patchify(pictures: Tensor, grid: Grid) -> Tensor:

@@ -5,41 +5,15 @@ Defaults are the official recipes' (spec/cav-mae.md 4.2).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.sections.augment import AugmentConfig
 from cavmae_ds.config.sections.base import OnResume, Positive, Section
-from cavmae_ds.config.sections.common import RunConfig
-from cavmae_ds.models.cavmae.config import ClassifierModel, Mode
-
-
-class ClassifierConfig(Section):
-    """The head, and what of the encoder is trained with it."""
-
-    on_resume: ClassVar[OnResume] = OnResume.LEARNT
-
-    model: Annotated[ClassifierModel, OnResume.FIXED] = "audio-visual"
-    """Which parameters there are: audio has those that hear, for modes without frames."""
-    mode: Mode = "multimodal"
-    """Both modalities, or one of them."""
-    classes: Annotated[int, Field(ge=0), OnResume.FIXED] = 0
-    """Classes of the head; 0: as many as the training shards name."""
-    freeze_base: Annotated[bool, OnResume.FIXED] = False
-    """Train the head alone: a linear probe of the encoder."""
-    head_lr_ratio: Annotated[float, Field(gt=0)] = 50.0
-    """The head's learning rate over the encoder's."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each block's learning rate over that of the block after it; 1 trains all alike, as the official program does."""
-
-    @model_validator(mode="after")
-    def _model_has_what_the_mode_needs(self) -> ClassifierConfig:
-        if self.model == "audio" and self.mode not in ("audioonly", "missingaudioonly"):
-            raise ValueError(
-                f"mode must be audioonly or missingaudioonly for model audio, which sees nothing, got {self.mode}"
-            )
-        return self
+from cavmae_ds.config.sections.classifier import ClassifierSection
+from cavmae_ds.config.sections.run import NextSteps, RunConfig
 
 
 class ClassificationLossConfig(Section):
@@ -97,12 +71,23 @@ class FinetuneConfig(RunConfig):
     """One run that trains a classifier: a YAML file holds the differences from these defaults."""
 
     script: ClassVar[str] = "launch/finetune.py"
+    title: ClassVar[str] = "finetuning"
 
-    classifier: ClassifierConfig
+    task: Annotated[Literal["finetune"], OnResume.FIXED] = "finetune"
+    classifier: ClassifierSection
     augment: AugmentConfig = AugmentConfig()
     loss: ClassificationLossConfig = ClassificationLossConfig()
     average: AverageConfig = AverageConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def next_steps(cls, settings: Mapping[str, Any], folder: str, data: str, averaged: bool) -> NextSteps:
+        """Scores."""
+        weights = " --weights averaged" if averaged else ""
+        yield (
+            "its scores in every mode, with pictures",
+            f"cavmae evaluate {folder} --data {data} --mode all{weights}",
+        )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> FinetuneConfig:
@@ -115,8 +100,4 @@ class FinetuneConfig(RunConfig):
             )
         if self.loss.kind == "ce" and self.evaluate.metric == "map":
             raise ValueError("loss.kind ce has one class a clip: set evaluate.metric accuracy, or loss.kind bce")
-        if self.model.decoder_chunk:
-            raise ValueError(
-                f"model.decoder_chunk is {self.model.decoder_chunk}, but a classifier has no decoder; leave it out"
-            )
         return self

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -22,19 +23,16 @@ from cavmae_ds.checkpoint.weights import assemble, export_weights
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.loading.evaluation import ValidationClips
 from cavmae_ds.data.transforms.front_end import FrontEnd
-from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.collectives import copy_from_first_rank, from_first_rank
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.evaluation.inference import EVERY_FRAME, MIDDLE_ALONE, Judged
 from cavmae_ds.evaluation.run_folder import AVERAGED_WEIGHTS
 from cavmae_ds.evaluation.scores import classification, scores_file
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
-from cavmae_ds.models.cavmae.classifier import CLASSIFIERS
-from cavmae_ds.models.cavmae.config import Mode
 from cavmae_ds.models.cavmae.state_dict import kind_of
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.terminal import DisplayConsole
-from cavmae_ds.training.batch_plan import FinetuneNumbers
 from cavmae_ds.weights.load import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ FINAL_SCORES = "classification.json"
 """What `cavmae evaluate` writes of the weights that are scored, under the name that it gives it (see scores_file), and
 after which step."""
 STATES = {AVERAGED: "the averaged weights", EMA: "the running mean of the weights", MASTER: "the last weights"}
-MISSING: dict[Mode, tuple[Mode, ...]] = {"multimodal": ("missingaudioonly", "missingvideoonly")}
+MISSING: dict[str, tuple[str, ...]] = {"multimodal": ("missingaudioonly", "missingvideoonly")}
 """By the mode that was trained: those that test it with less than it was trained with."""
 
 
@@ -62,9 +60,13 @@ class FinetuneEnd:
     """To be called by all ranks together when all steps are done and saved."""
 
     cfg: FinetuneConfig
-    numbers: FinetuneNumbers
+    numbers: FinetunePlan
     world: World
     clips: ValidationClips | None
+    front_end: FrontEnd
+    """Without augmentation."""
+    build_model: Callable[[], Any]
+    """The classifier, on the current device."""
 
     def __call__(self, start: int, watch: Watch) -> None:
         """Write the averaged weights, if there are; score them, else the running mean, else the last weights.
@@ -92,7 +94,7 @@ class FinetuneEnd:
         """As `cavmae evaluate` scores these weights."""
         cfg = self.cfg
         judged = _WatchedJudged(
-            self._model(state), FrontEnd(cfg.model, self.world.device), clips.clips, self.numbers.class_names, (),
+            self._model(state), self.front_end, clips.clips, self.numbers.class_names, (),
             cfg.model_dump(mode="json"), self.world, clips.places, batch=cfg.evaluate.batch, watch=watch,
         )  # fmt: skip
         frames = MIDDLE_ALONE if cfg.evaluate.frames == 1 else EVERY_FRAME
@@ -111,8 +113,7 @@ class FinetuneEnd:
         """The classifier without its engine, float32. The first rank reads its weights: hosts may share no disk."""
         cfg = self.cfg
         with torch.device("meta"):
-            normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
-            model = CLASSIFIERS[cfg.classifier.model](cfg.model, self.numbers.classes, normalisation)
+            model = self.build_model()
         model = model.to_empty(device=self.world.device).eval()
         if self.world.is_first:
             with _newest_checkpoint(cfg) as folder:
@@ -120,7 +121,8 @@ class FinetuneEnd:
         weights, source = model.state_dict(), str(cfg.run_dir)
         copy_from_first_rank(weights.values())
         kind, classes = kind_of(weights, source)
-        return LoadedModel(model, kind, cfg.model, classes, cfg.data.audio_mean, cfg.data.audio_std, source)
+        mean, std = cfg.data.audio_mean, cfg.data.audio_std
+        return LoadedModel(model, kind, cfg.model, self.front_end.inputs, classes, mean, std, source)
 
 
 def write_averaged(cfg: FinetuneConfig) -> None:

@@ -10,10 +10,10 @@ import torch
 from cavmae_ds.data.transforms.augment import targets
 from cavmae_ds.data.transforms.front_end import Ready
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.finetune.losses import ClassificationLosses, classification_losses
-from cavmae_ds.tasks.pretrain.step import StepDone
+from cavmae_ds.tasks.finetune.losses import classification_losses
+from cavmae_ds.tasks.finite_check import evidence
+from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
-from cavmae_ds.training.finite_check import evidence
 
 
 class FinetuneStep:
@@ -22,7 +22,7 @@ class FinetuneStep:
     def __init__(self, cfg: FinetuneConfig, classes: int, engine: Any):
         self._cfg, self._classes, self._engine = cfg, classes, engine
 
-    def __call__(self, micro_batches: Iterable[Ready]) -> StepDone:
+    def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's micro-batches."""
         terms, bad, found = [], [], []
         for ready in micro_batches:
@@ -35,5 +35,5 @@ class FinetuneStep:
             bad += ready.batch.bad
             ways = {"sound": ready.audio, "frame": ready.images, "logits": logits}
             found.append(evidence(ready.batch, ways, losses._asdict()))
-        means = ClassificationLosses(*torch.stack(terms).mean(0))
-        return StepDone(means, None, grad_norm, bad, not self._engine.was_step_applied(), found)
+        means = torch.stack(terms).mean(0)
+        return StepOutput(means[0], means, grad_norm, bad, not self._engine.was_step_applied(), found)

@@ -1,32 +1,144 @@
-"""Finetuning a classifier (`deepspeed launch/finetune.py RUN.yaml`): what it brings to the training loop."""
+"""Finetuning a classifier: whole clips, augmented, one loss of their labels, and scores of clips that are held out."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from torch import nn
+
 from cavmae_ds.data.transforms.augment import SoundAugmentation
-from cavmae_ds.data.transforms.front_end import FrontEnd
+from cavmae_ds.data.transforms.front_end import FrontEnd, Ready
+from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.process_group import World
-from cavmae_ds.fault_tolerance.signals import StopRequests
+from cavmae_ds.distributed.running_mean import RunningMean
+from cavmae_ds.errors import ConfigError
+from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
+from cavmae_ds.models import family_of
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.finetune.final_evaluation import FinetuneEnd
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.tasks.finetune.step import FinetuneStep
-from cavmae_ds.tasks.finetune.validation import ClassifierValidation
-from cavmae_ds.training.batch_plan import FinetuneNumbers
-from cavmae_ds.training.loop import Parts, train
+from cavmae_ds.tasks.finetune.weight_average import EpochAverage
+from cavmae_ds.tasks.task import LrScale, Metric, StepOutput, Task, freeze_unused
+from cavmae_ds.training.batch_plan import batch_plan, class_names
+
+log = logging.getLogger(__name__)
+
+AUDIOSET_CLASSES = 527
+"""Assumed where neither data nor classifier.classes say how many there are."""
 
 
-def finetune(cfg: FinetuneConfig, numbers: FinetuneNumbers, stop: StopRequests) -> None:
-    """Train to the end of the run (see loop.train), and score what was learnt (see FinetuneEnd)."""
-    train(cfg, numbers, partial(finetuning_parts, cfg, numbers), stop)
+class Finetuning(Task):
+    """`task: finetune`."""
 
+    metrics = (Metric("loss/total", "loss {:.4f}"), Metric("train/accuracy", "accuracy {:.0%}"))
 
-def finetuning_parts(cfg: FinetuneConfig, numbers: FinetuneNumbers, world: World, engine: Any) -> Parts:
-    """Whole clips, augmented, and one loss of their labels; scores of clips that are held out."""
-    augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
-    front_end = FrontEnd(cfg.model, world.device, augmentation)
-    validating = cfg.data.validation or cfg.data.validation_share
-    validation = ClassifierValidation(cfg, numbers, world, engine) if validating else None
-    at_end = FinetuneEnd(cfg, numbers, world, validation.clips if validation else None)
-    return Parts(front_end, FinetuneStep(cfg, numbers.classes, engine), validation, cfg.augment.mixup, at_end)
+    def __init__(self, cfg: FinetuneConfig, plan: FinetunePlan):
+        super().__init__(cfg, plan)
+        self.mixup = cfg.augment.mixup
+
+    @classmethod
+    def resolve(cls, cfg: FinetuneConfig, ranks: int, clips: int | None = None) -> FinetunePlan:
+        """See Task. Raises ConfigError as well if there are no classes, or fewer than the shards name."""
+        family = family_of(cfg.model.family)
+        common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
+        names = class_names(cfg) if clips is None else ()
+        classes = cfg.classifier.classes or len(names)
+        if clips is not None and not classes:
+            classes = AUDIOSET_CLASSES
+            log.info("no data is looked at: %d classes are assumed, classifier.classes says otherwise", classes)
+        if classes < max(len(names), 1):
+            raise ConfigError(
+                f"classifier.classes must be at least the {len(names)} classes that the training shards name, got "
+                f"{classes}; leave it out, or prepare the clips with labels if they name none"
+            )
+        with torch.device("meta"):
+            model = cls.build_model(cfg, classes)
+        freeze_unused(cls, cfg, model)
+        parameters = list(model.parameters())
+        return FinetunePlan(
+            **common,
+            parameters=sum(one.numel() for one in parameters),
+            trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
+            gflop_per_clip=round(family.flops["finetune"](cfg.model, cfg.classifier) / 1e9, 2),
+            classes=classes,
+            class_names=names,
+        )
+
+    @classmethod
+    def build_model(cls, cfg: FinetuneConfig, classes: int = 0) -> nn.Module:
+        """The classifier, with classifier.classes, or `classes` where those are left to the data, or AudioSet's."""
+        normalisation = training_normalisation(cfg.data.audio_mean, cfg.data.audio_std)
+        classes = cfg.classifier.classes or classes or AUDIOSET_CLASSES
+        return family_of(cfg.model.family).build["finetune"](cfg.model, cfg.classifier, classes, normalisation)
+
+    @classmethod
+    def unused_parameters(cls, cfg: FinetuneConfig, model: Any) -> set[str]:
+        """Those of a modality that the mode does not read, and everything but the head of a linear probe."""
+        unused = model.unused_parameters(cfg.classifier.mode)
+        if cfg.classifier.freeze_base:
+            head = family_of(cfg.model.family).head
+            unused |= {name for name, _ in model.named_parameters() if not name.startswith(head)}
+        return unused
+
+    @classmethod
+    def lr_scale(cls, cfg: FinetuneConfig) -> LrScale:
+        """The head at head_lr_ratio; the encoder at layer_decay ** (layers between it and the head).
+
+        Layer-wise decay: Clark et al., arXiv 2003.10555; MAE's finetuning uses it.
+        """
+        family, classifier = family_of(cfg.model.family), cfg.classifier
+        last = family.last_depth(cfg.model)
+
+        def scale(name: str) -> float:
+            if name.startswith(family.head):
+                return classifier.head_lr_ratio
+            return classifier.layer_decay ** (last - family.depth(cfg.model, name))
+
+        return scale
+
+    def weight_means(self, engine: Any, world: World) -> Sequence[RunningMean]:
+        """The mean over epochs of section average."""
+        if not self.cfg.average.on:
+            return ()
+        return (EpochAverage(engine, world, self.cfg.average, self.plan.steps_per_epoch),)
+
+    def start(self, world: World, engine: Any) -> None:
+        """Build the step, the validation and the final evaluation."""
+        # These bring streaming along, which a dry run spares.
+        from cavmae_ds.tasks.finetune.final_evaluation import FinetuneEnd
+        from cavmae_ds.tasks.finetune.validation import ClassifierValidation
+
+        cfg = self.cfg
+        augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
+        self.front_end = FrontEnd(self.inputs, world.device, augmentation)
+        self._step = FinetuneStep(cfg, self.plan.classes, engine)
+        plain = FrontEnd(self.inputs, world.device)
+        validating = cfg.data.validation or cfg.data.validation_share
+        self._validation = ClassifierValidation(cfg, self.plan, world, engine, plain) if validating else None
+        clips = self._validation.clips if self._validation else None
+        build = partial(self.build_model, cfg, self.plan.classes)
+        self._end = FinetuneEnd(cfg, self.plan, world, clips, plain, build)
+
+    def training_step(self, micro_batches: Iterable[Ready]) -> StepOutput:
+        """See FinetuneStep."""
+        return self._step(micro_batches)
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """See ClassifierValidation."""
+        return self._validation.after(step) if self._validation else {}
+
+    def next_commands(self) -> tuple[str, ...]:
+        """Scores of the weights that count, and the weights as one file."""
+        weights = "--weights averaged " if self.cfg.average.on else ""
+        return (
+            f"cavmae evaluate {{run_dir}} {weights}--data {{data}}",
+            "cavmae export {run_dir} --out {run_dir}/classifier.safetensors",
+        )
+
+    def at_end(self, start: int, watch: Watch) -> None:
+        """See FinetuneEnd."""
+        self._end(start, watch)

@@ -24,7 +24,7 @@ from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.evaluation.classification import Classification, classification_scores, one_hot
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.losses import classification_losses
-from cavmae_ds.training.batch_plan import FinetuneNumbers
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ class Validated(NamedTuple):
 class ClassifierValidation:
     """The clips to validate on. Built, and called, by all ranks together."""
 
-    def __init__(self, cfg: FinetuneConfig, numbers: FinetuneNumbers, world: World, engine: Any):
+    def __init__(self, cfg: FinetuneConfig, numbers: FinetunePlan, world: World, engine: Any, front_end: FrontEnd):
         """Raises DataError if there are no clips (see ValidationClips)."""
         self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
-        self.clips = ValidationClips(cfg.data, world, FrontEnd(cfg.model, world.device))
+        self.clips = ValidationClips(cfg.data, world, front_end)
         self._groups = groups_of(self.clips.places, cfg.evaluate.batch)
 
     def after(self, step: int) -> dict[str, float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cavmae_ds.distributed.process_group import World
+from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.tasks.finetune.config import AverageConfig
-from cavmae_ds.training.ema import RunningMean
 
 
 class EpochAverage(RunningMean):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.sections.augment import PretrainAugmentConfig
 from cavmae_ds.config.sections.base import OnResume, Section, Weight, multiple
-from cavmae_ds.config.sections.common import RunConfig
-from cavmae_ds.models.cavmae.config import MaskConfig
+from cavmae_ds.config.sections.run import NextSteps, RunConfig
+from cavmae_ds.errors import ConfigError
 
 
 class LossConfig(Section):
@@ -75,8 +76,11 @@ class PretrainConfig(RunConfig):
     """One run: a YAML file holds the differences from these defaults."""
 
     script: ClassVar[str] = "launch/pretrain.py"
+    title: ClassVar[str] = "pretraining"
 
-    mask: MaskConfig = MaskConfig()
+    task: Annotated[Literal["pretrain"], OnResume.FIXED] = "pretrain"
+    mask: Section = Section()
+    """Which part of the inputs is hidden; the family has the keys."""
     loss: LossConfig = LossConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     augment: PretrainAugmentConfig = PretrainAugmentConfig()
@@ -98,3 +102,57 @@ class PretrainConfig(RunConfig):
                     "set data.validation or data.validation_share"
                 )
         return self
+
+    @classmethod
+    def next_steps(cls, settings: Mapping[str, Any], folder: str, data: str, averaged: bool) -> NextSteps:
+        """Retrieval, reconstructions, a classifier."""
+        yield (
+            "how well it retrieves, and a page of what it finds",
+            f"cavmae evaluate {folder} --data {data} --gallery {folder}/gallery.html",
+        )
+        if settings.get("loss.mae_weight"):
+            yield "pictures of reconstructions", f"cavmae inpaint {folder} --data {data} --out {folder}/inpainted.png"
+        yield (
+            "a classifier from it, by a run file as in docs/finetune.md",
+            f"deepspeed launch/finetune.py FINETUNE.yaml init.from_checkpoint={folder}",
+        )
+
+    def not_compared(self) -> set[str]:
+        """Besides: augment.noise may be given up, and without a contrastive loss its section decides nothing."""
+        keys = super().not_compared()
+        if not self.augment.noise:
+            keys.add("augment.noise")
+        if not self.loss.contrastive_weight:
+            keys |= {f"contrastive.{name}" for name in ContrastiveConfig.model_fields}
+        return keys
+
+    def candidates(self, ranks: int) -> int | None:
+        """Clips that each clip is compared with in the contrastive loss."""
+        if not self.loss.contrastive_weight:
+            return None
+        return self._candidates(ranks, self.train.micro_batch, self.contrastive.two_pass)
+
+    def same_candidates(self, ranks: int, candidates: int) -> list[str]:
+        """train.micro_batch and contrastive.two_pass, where they can give so many candidates."""
+        batch, two_pass = self.train.global_batch, self.contrastive.two_pass
+        fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)
+        micros = [micro for micro in fitting if self._candidates(ranks, micro, two_pass) == candidates]
+        settings = [f"train.micro_batch: {micro}" for micro in micros[:1]]
+        if not two_pass and self._candidates(ranks, self.train.micro_batch, True) == candidates:
+            settings.append("contrastive.two_pass: true")
+        return settings
+
+    def check_fewer_ranks(self) -> None:
+        """Raises ConfigError if clips are compared among the ranks' micro-batches."""
+        compared = self.loss.contrastive_weight and self.contrastive.negatives == "global"
+        if compared and not self.contrastive.two_pass:
+            raise ConfigError(
+                "with fewer ranks each clip would be compared with fewer others, for contrastive.negatives is global; "
+                "set contrastive.two_pass: true, which compares all clips of a step"
+            )
+
+    def _candidates(self, ranks: int, micro_batch: int, two_pass: bool) -> int:
+        if self.contrastive.chunks:
+            return self.train.global_batch // self.contrastive.chunks
+        everywhere = self.train.global_batch if two_pass else micro_batch * ranks
+        return everywhere if self.contrastive.negatives == "global" else everywhere // ranks

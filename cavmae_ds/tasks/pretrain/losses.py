@@ -35,12 +35,10 @@ class PretrainLosses(NamedTuple):
     a2v_accuracy: Tensor
     """Share of audios whose best image is their own; 0 unless contrastive.direction is both."""
 
-    def measured(self, cfg: ContrastiveConfig) -> dict[str, Tensor]:
-        """Field -> value, without the accuracy of a direction that is not in the loss."""
-        fields = self._asdict()
-        if cfg.direction != "both":
-            del fields["a2v_accuracy"]
-        return fields
+
+def measured_fields(cfg: ContrastiveConfig) -> tuple[str, ...]:
+    """Fields of PretrainLosses, without the accuracy of a direction that is not in the loss; total is the first."""
+    return tuple(field for field in PretrainLosses._fields if field != "a2v_accuracy" or cfg.direction == "both")
 
 
 def contrast_within(output: PretrainOutput, cfg: ContrastiveConfig) -> Contrast:

@@ -19,37 +19,20 @@ from cavmae_ds.data.format.clips import BadClip
 from cavmae_ds.data.transforms.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.kernels.contrastive import Contrast
+from cavmae_ds.models import family_of
 from cavmae_ds.models.cavmae.model import PretrainOutput
-from cavmae_ds.models.common.masking import draw_plans
-from cavmae_ds.tasks.finetune.losses import ClassificationLosses
+from cavmae_ds.tasks.finite_check import Evidence, evidence
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.contrastive import Negatives
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses, pretrain_losses, reconstruction_loss
+from cavmae_ds.tasks.pretrain.losses import measured_fields, pretrain_losses, reconstruction_loss
+from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
-from cavmae_ds.training.finite_check import Evidence, evidence
-
-
-class StepDone(NamedTuple):
-    """What an optimizer step leaves behind."""
-
-    losses: PretrainLosses | ClassificationLosses
-    """Means over this rank's clips of the step, no gradient; their mean over ranks is the whole batch's."""
-    output: PretrainOutput | None
-    """Of the last micro-batch; a classifier leaves none."""
-    grad_norm: Tensor | float
-    """Of the whole gradient, before clipping."""
-    bad: list[BadClip]
-    """Clips that could not be decoded."""
-    skipped: bool
-    """Loss or gradient was not finite on some rank, so no rank changed its weights."""
-    evidence: list[Evidence]
-    """Of each micro-batch of this rank."""
 
 
 class _Trained(NamedTuple):
     """What a micro-batch leaves behind."""
 
-    losses: Tensor  # [fields of PretrainLosses] float64
+    losses: Tensor  # [M] float64, the fields that are measured
     output: PretrainOutput
     grad_norm: Tensor | float
     bad: list[BadClip]
@@ -63,19 +46,21 @@ class TrainingStep:
     def __init__(self, cfg: PretrainConfig, accumulation: int, world: World, engine: Any, front_end: FrontEnd):
         """accumulation: micro-batches that the engine takes for one step."""
         self._cfg, self._accumulation, self._engine, self._front_end = cfg, accumulation, engine, front_end
+        self._fields = measured_fields(cfg.contrastive)
+        self._draw_masks = family_of(cfg.model.family).draw_masks
         self._negatives = Negatives(cfg.contrastive, world, accumulation)
         self._decoder_loss = partial(reconstruction_loss, cfg=cfg.loss)
 
-    def __call__(self, micro_batches: Iterable[Ready]) -> StepDone:
+    def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's G micro-batches."""
         # Of a single micro-batch all clips are compared in one pass.
         two_pass = self._cfg.contrastive.two_pass and self._accumulation > 1
         return self._two_pass(micro_batches) if two_pass else self._plain(micro_batches)
 
-    def _plain(self, micro_batches: Iterable[Ready]) -> StepDone:
+    def _plain(self, micro_batches: Iterable[Ready]) -> StepOutput:
         return _done(self._train(ready) for ready in micro_batches)
 
-    def _two_pass(self, micro_batches: Iterable[Ready]) -> StepDone:
+    def _two_pass(self, micro_batches: Iterable[Ready]) -> StepOutput:
         kept, pooled = [], []  # clips stay as the loader gave them, in host memory: 0.5 MB each
         with torch.no_grad():
             for ready in micro_batches:
@@ -100,7 +85,8 @@ class TrainingStep:
         grad_norm = self._backward(losses.total + pull(output) if pull else losses.total)
         found = evidence(ready.batch, _ways(ready, output), losses._asdict())
         return _Trained(
-            torch.stack(losses).detach().double(), output._replace(started=None), grad_norm, ready.batch.bad, found,
+            torch.stack([getattr(losses, field) for field in self._fields]).detach().double(),
+            output._replace(started=None), grad_norm, ready.batch.bad, found,
             not self._engine.was_step_applied(),
         )  # fmt: skip
 
@@ -119,7 +105,7 @@ class TrainingStep:
         return self._engine(
             ready.audio,
             ready.images,
-            draw_plans(self._cfg.model, self._cfg.mask, self._cfg.train.seed, *ready.keys),
+            self._draw_masks(self._cfg.model, self._cfg.mask, self._cfg.train.seed, *ready.keys),
             mae=mae and weights.mae_weight > 0,
             contrastive=weights.contrastive_weight > 0,
             on_pooled=on_pooled,
@@ -139,15 +125,15 @@ def _pull(to_audio: Tensor, to_image: Tensor, output: PretrainOutput) -> Tensor:
     return (output.audio_pooled.to(wide) * to_audio).sum() + (output.image_pooled.to(wide) * to_image).sum()
 
 
-def _done(trained: Iterable[_Trained]) -> StepDone:
+def _done(trained: Iterable[_Trained]) -> StepOutput:
     """All micro-batches of a step, of each of which only numbers are kept."""
     losses, bad, found = [], [], []
     for last in trained:
         losses.append(last.losses)
         bad += last.bad
         found.append(last.evidence)
-    means = PretrainLosses(*torch.stack(losses).mean(0))
-    return StepDone(means, last.output, last.grad_norm, bad, last.skipped, found)
+    means = torch.stack(losses).mean(0)
+    return StepOutput(means[0], means, last.grad_norm, bad, last.skipped, found, last.output)
 
 
 def _ways(ready: Ready, output: PretrainOutput) -> dict[str, Tensor | None]:

@@ -19,9 +19,9 @@ from cavmae_ds.distributed.collectives import from_all_ranks, sum_over_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluation.retrieval import Retrieval, retrieval_scores
-from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.models import family_of
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses
+from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, measured_fields, pretrain_losses
 
 
 class Validation:
@@ -42,8 +42,9 @@ class Validation:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
         points = {}
         if self._due(step, self._cfg.monitor.validate_every):
-            losses = self().measured(self._cfg.contrastive)
-            points = {f"validation/{field}": value.item() for field, value in losses.items()}
+            losses = self()
+            fields = measured_fields(self._cfg.contrastive)
+            points = {f"validation/{field}": getattr(losses, field).item() for field in fields}
         if self._due(step, self._cfg.monitor.probe_every):
             scores = self.retrieval()
             points |= probe_curves(scores) if scores else {}
@@ -56,7 +57,7 @@ class Validation:
         sums = torch.zeros(len(PretrainLosses._fields) + 1, dtype=torch.float64, device=self._world.device)
         with evaluating(self._engine):
             for (audio, images, keys, batch), counted in self._clips.batches(self._groups):
-                plans = draw_plans(cfg.model, cfg.mask, cfg.train.seed, *keys)
+                plans = family_of(cfg.model.family).draw_masks(cfg.model, cfg.mask, cfg.train.seed, *keys)
                 output = self._engine(
                     audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
                 )

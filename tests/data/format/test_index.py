@@ -57,7 +57,7 @@ def rewrite(path, change):
 def test_an_index_that_cannot_be_is_refused_by_everybody_who_reads_it(name, copied):
     change, words = DAMAGE[name]
     rewrite(copied / "index.json", change)
-    for read in (lambda: check_shards(str(copied), SIZES), lambda: ShardCache([str(copied)], DataConfig())):
+    for read in (lambda: check_shards(str(copied), SIZES.image_size), lambda: ShardCache([str(copied)], DataConfig())):
         with pytest.raises(DataError, match=f"(?s)index.json in '{copied}' is damaged .*{words}") as refused:
             read()
         assert len(str(refused.value)) < 2000
@@ -73,7 +73,7 @@ def test_what_is_no_json_of_an_index_is_refused_by_a_sentence(content):
 def test_a_manifest_with_another_number_of_clips_than_the_index_is_named(copied):
     rewrite(copied / "manifest.json", lambda values: values.update(clips=1_000_000_000))
     with pytest.raises(DataError, match=r"manifest.json in .* says 1000000000 clips, index.json 24"):
-        check_shards(str(copied), SIZES)
+        check_shards(str(copied), SIZES.image_size)
 
 
 @pytest.mark.parametrize("samples", [20, 25])

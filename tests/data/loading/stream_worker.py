@@ -17,7 +17,7 @@ from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.common.masking import draw_plans
+from cavmae_ds.models.cavmae.masking import draw_plans
 
 SEED, GLOBAL_BATCH = 3, 8
 MODEL = ModelConfig(embed_dim=32, num_heads=4, image_size=64, audio_frames=64)

@@ -143,7 +143,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(known, cfg,
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(DataError, match=r"(?i)timeout|timed out"):
-            shards[0] if shards else check_shards(cfg.train, MODEL, cfg)
+            shards[0] if shards else check_shards(cfg.train, MODEL.image_size, cfg)
         assert time.monotonic() - started < 5 * IMPATIENCE_S  # on a busy machine
 
 
@@ -172,8 +172,10 @@ def test_what_an_earlier_run_without_a_limit_left_in_the_cache_counts_and_goes_f
 def test_a_limit_below_four_shards_is_refused_with_the_number(cfg, eight_shards):
     size = max(path.stat().st_size for path in eight_shards.glob("*.mds"))
     with pytest.raises(ConfigError, match=r"data.cache_limit_gib must hold 4 of the largest shard.*give at least 0\.0"):
-        check_shards(cfg.train, MODEL, cfg.model_copy(update={"cache_limit_gib": 3.9 * size / 2**30}))
-    assert check_shards(cfg.train, MODEL, cfg.model_copy(update={"cache_limit_gib": 0.01})).tolist() == [3] * 8
+        check_shards(cfg.train, MODEL.image_size, cfg.model_copy(update={"cache_limit_gib": 3.9 * size / 2**30}))
+    assert (
+        check_shards(cfg.train, MODEL.image_size, cfg.model_copy(update={"cache_limit_gib": 0.01})).tolist() == [3] * 8
+    )
 
 
 def test_downloads_of_killed_processes_are_never_trusted_and_go_after_some_hours(cfg):

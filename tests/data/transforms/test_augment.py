@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_ds.config.load import validate_config
 from cavmae_ds.config.sections.augment import AugmentConfig
 from cavmae_ds.data.format.clips import Batch, Clip, collate
 from cavmae_ds.data.transforms.augment import SoundAugmentation, draw_partner, mix, targets
@@ -16,9 +15,10 @@ from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.data.transforms.log_mel import LogMel
 from cavmae_ds.distributed.per_sample_rng import Stream, clip_noise, clip_uniform
 from cavmae_ds.distributed.process_group import World
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.tasks.pretrain.task import pretraining_parts
-from cavmae_ds.training.batch_plan import derive
+from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.pretrain.task import Pretraining
 
 SEED, TURN, STD = 7, 2, 4.4849
 FRAMES = 112
@@ -59,8 +59,10 @@ def test_sounds_are_mixed_before_the_log_mel_frames_with_the_same_share(batch):
 
 
 def test_a_clip_without_a_partner_sounds_and_looks_the_same_in_a_mixed_batch(batch):
-    mixed = FrontEnd(ModelConfig(audio_frames=FRAMES), torch.device("cpu"))(batch)[0]
-    alone = FrontEnd(ModelConfig(audio_frames=FRAMES), torch.device("cpu"))(collate([clip(1, 18_000, [0, 2])]))[0]
+    mixed = FrontEnd(inputs(ModelConfig(audio_frames=FRAMES)), torch.device("cpu"))(batch)[0]
+    alone = FrontEnd(inputs(ModelConfig(audio_frames=FRAMES)), torch.device("cpu"))(collate([clip(1, 18_000, [0, 2])]))[
+        0
+    ]
     torch.testing.assert_close(mixed[1:2], alone, rtol=0, atol=2e-3)  # the log of nearly empty bins magnifies rounding
 
 
@@ -145,18 +147,20 @@ def test_noise_beyond_one_stream_repeats_nothing():
 
 
 def test_a_mixed_log_mel_is_that_of_the_mixed_sound(batch):
-    log_mel, _ = FrontEnd(ModelConfig(audio_frames=FRAMES), torch.device("cpu"))(batch)
+    log_mel, _ = FrontEnd(inputs(ModelConfig(audio_frames=FRAMES)), torch.device("cpu"))(batch)
     sounds, _ = mix(batch.audio, batch.n_samples, batch.images, batch.partners)
     assert torch.equal(log_mel, LogMel()(sounds, batch.n_samples, FRAMES))
 
 
 def test_pretraining_with_noise_adds_what_finetuning_adds_and_hides_nothing(batch):
-    cfg = validate_config({"model": {"audio_frames": FRAMES}, "augment": {"noise": True}, "train": TRAIN})
+    cfg = validate_run({"model": {"audio_frames": FRAMES}, "augment": {"noise": True}, "train": TRAIN})
     world = World(rank=0, size=1, local_rank=0, hosts=1, device=torch.device("cpu"))
 
-    heard = pretraining_parts(cfg, derive(cfg, 1, clips=8), world, engine=None).front_end(batch)[0]
+    task = Pretraining(cfg, Pretraining.resolve(cfg, 1, clips=8))
+    task.start(world, engine=None)
+    heard = task.front_end(batch)[0]
 
-    plain = FrontEnd(cfg.model, world.device)(batch)[0]
+    plain = FrontEnd(inputs(cfg.model), world.device)(batch)[0]
     noise = SoundAugmentation(AugmentConfig(freqm=0, timem=0), cfg.train.seed, cfg.data.audio_std)
     assert not torch.equal(heard, plain)
     torch.testing.assert_close(heard, noise(plain, batch.epoch, batch.clip_index), rtol=0, atol=0)

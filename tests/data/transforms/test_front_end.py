@@ -10,6 +10,7 @@ import torch
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.transforms.front_end import FrontEnd, ahead, one_ahead
 from cavmae_ds.errors import DataError
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.config import ModelConfig
 
 MODEL = ModelConfig(embed_dim=32, num_heads=4, image_size=64, audio_frames=64)
@@ -41,7 +42,7 @@ def batches_until_damage(good: int, fetched: list[int]) -> Iterator[Batch]:
 
 
 def test_ready_batches_are_the_front_ends_output_in_the_loaders_order_with_their_keys():
-    front_end = FrontEnd(MODEL, CPU)
+    front_end = FrontEnd(inputs(MODEL), CPU)
     given = [numbered_batch(number) for number in range(BATCHES)]
     ready = list(ahead(given, front_end))
     assert [one.batch is batch for one, batch in zip(ready, given, strict=True)] == [True] * BATCHES
@@ -54,14 +55,14 @@ def test_ready_batches_are_the_front_ends_output_in_the_loaders_order_with_their
 
 def test_without_a_gpu_no_batch_is_fetched_before_it_is_asked_for():
     fetched: list[int] = []
-    source = ahead(batches_until_damage(3, fetched), FrontEnd(MODEL, CPU))
+    source = ahead(batches_until_damage(3, fetched), FrontEnd(inputs(MODEL), CPU))
     assert fetched == []
     next(source), next(source)
     assert fetched == [0, 1]
 
 
 def test_the_loaders_error_comes_after_the_batches_before_it():
-    source = ahead(batches_until_damage(2, []), FrontEnd(MODEL, CPU))
+    source = ahead(batches_until_damage(2, []), FrontEnd(inputs(MODEL), CPU))
     assert [next(source).batch.labels[0] for _ in range(2)] == [[0], [1]]
     with pytest.raises(DataError, match="clip 'x' is damaged"):
         next(source)
@@ -102,7 +103,7 @@ class Late(FrontEnd):
 @pytest.mark.parametrize("late", ["front end", "model"])
 def test_on_a_gpu_batches_made_ready_ahead_are_bitwise_those_made_one_by_one(late):
     device = torch.device("cuda", torch.cuda.current_device())
-    plain = [FrontEnd(MODEL, device)(numbered_batch(number)) for number in range(BATCHES)]
+    plain = [FrontEnd(inputs(MODEL), device)(numbered_batch(number)) for number in range(BATCHES)]
     pinned = (
         Batch(*(part.pin_memory() if isinstance(part, torch.Tensor) else part for part in numbered_batch(number)))
         for number in range(BATCHES)

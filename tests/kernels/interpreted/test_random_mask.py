@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from cavmae_ds.distributed.per_sample_rng import Stream
 from cavmae_ds.kernels.random_mask import random_mask, random_mask_reference
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.common.masking import draw_plans, kept_patches, structured_counts
+from cavmae_ds.models.cavmae.masking import draw_plans
+from cavmae_ds.models.common.masking import kept_patches, structured_counts
 from cavmae_ds.models.common.patches import Grid
 from tests.kernels.accuracy import needs_kernels
 

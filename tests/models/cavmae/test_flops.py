@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.flops import block_stacks, forward_flops, training_flops
+from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.common.masking import draw_plans
 
 
 def test_the_base_model_costs_what_was_counted_by_hand():

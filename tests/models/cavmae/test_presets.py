@@ -8,9 +8,10 @@ import sys
 import pytest
 import yaml
 
-from cavmae_ds.config.load import load_config, to_yaml, validate_config
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.models.cavmae.config import PRESETS
 from cavmae_ds.plan.states import count
+from cavmae_ds.tasks import load_run, validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from tests.ranks import CHECKOUT, PRETRAIN, environment
 
@@ -19,7 +20,7 @@ RECIPES = sorted((CHECKOUT / "launch" / "recipes").glob("*.yaml"))
 
 
 def run_config(**sections) -> PretrainConfig:
-    return validate_config({"train": TRAIN, **sections})
+    return validate_run({"train": TRAIN, **sections})
 
 
 @pytest.mark.parametrize(
@@ -57,12 +58,12 @@ def test_keys_beside_a_preset_override_it():
 @pytest.mark.parametrize("sections", [{"model": {"preset": name}} for name in PRESETS] + [{"optim": {"name": "lion"}}])
 def test_the_resolved_config_loads_again_as_it_is(sections, tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(run_config(**sections)))
-    assert load_config(tmp_path / "config.yaml") == run_config(**sections)
+    assert load_run(tmp_path / "config.yaml", "pretrain") == run_config(**sections)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_says_what_it_writes(recipe):
-    cfg = load_config(recipe)
+    cfg = load_run(recipe, "pretrain")
     assert cfg.run_dir.name != "default"
     written = yaml.safe_load(recipe.read_text())
     assert {"run_dir", "train"} <= written.keys()

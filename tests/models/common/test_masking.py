@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.common.masking import draw_plans, kept_patches, plan_from_noise, structured, structured_counts
-from cavmae_ds.models.common.patches import Grid, audio_grid
+from cavmae_ds.models.cavmae.masking import audio_grid, draw_plans
+from cavmae_ds.models.common.masking import kept_patches, plan_from_noise, structured, structured_counts
+from cavmae_ds.models.common.patches import Grid
 
 BASE = ModelConfig()
 SIZES = st.tuples(st.integers(1, 5), st.integers(2, 80)).flatmap(

@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae_ds.models.cavmae.config import ModelConfig
+from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.models.common.patches import (
     Grid,
     PatchProjection,
     Picture,
-    audio_grid,
     audio_to_patches,
-    image_grid,
     patches_to_audio,
     patchify,
     select,

@@ -8,17 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cavmae_ds.config.load import validate_run
 from cavmae_ds.data.format.clips import Batch, collate
 from cavmae_ds.data.transforms.augment import SoundAugmentation, targets
 from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.data.transforms.normalise import training_normalisation
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CLASSIFIERS
+from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.losses import classification_losses
-from cavmae_ds.training.batch_plan import FinetuneNumbers
-from cavmae_ds.training.freezing import freeze_unused
-from cavmae_ds.training.optim import build_optimizer, classifier_rate
+from cavmae_ds.tasks.finetune.plan import FinetunePlan
+from cavmae_ds.tasks.finetune.task import Finetuning
+from cavmae_ds.tasks.task import freeze_unused
+from cavmae_ds.training.optim.build import build_optimizer
 from tests.data.transforms.test_augment import clip
 
 CLIPS, STEPS, CLASSES = 16, 2, 5
@@ -62,17 +64,17 @@ class Way(NamedTuple):
             FinetuneConfig,
         )  # fmt: skip
 
-    def numbers(self) -> FinetuneNumbers:
+    def numbers(self) -> FinetunePlan:
         """The derived numbers that an engine needs, without shards to count; the others are 0."""
-        zeros = {field.name: 0 for field in dataclasses.fields(FinetuneNumbers)}
+        zeros = {field.name: 0 for field in dataclasses.fields(FinetunePlan)}
         needed = {"accumulation": self.accumulation, "total_steps": 10, "steps_per_epoch": 5, "classes": CLASSES}
-        return FinetuneNumbers(**(zeros | needed))  # type: ignore[arg-type]  # 0 for numbers of all kinds
+        return FinetunePlan(**(zeros | needed))  # type: ignore[arg-type]  # 0 for numbers of all kinds
 
     def front_end(self) -> FrontEnd:
         """With the augmentation of the run."""
         cfg = self.config()
         augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
-        return FrontEnd(cfg.model, torch.device("cpu"), augmentation)
+        return FrontEnd(inputs(cfg.model), torch.device("cpu"), augmentation)
 
 
 def clips(step: int, rows: slice = slice(None)) -> Batch:
@@ -96,10 +98,10 @@ def finetune_on_one_process(way: Way) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Plain torch, no engine, no ranks, the whole batch at once. Loss of each step, final parameters."""
     cfg, front_end = way.config(), way.front_end()
     model = fresh_model(cfg)
-    freeze_unused(model, cfg)
+    freeze_unused(Finetuning, cfg, model)
     optimizer = build_optimizer(
         model.named_parameters(), cfg.optim, 1e-3, torch.device("cpu"),
-        lambda name: classifier_rate(name, cfg.classifier, cfg.model),
+        lambda name: Finetuning.lr_scale(cfg)(name),
     )  # fmt: skip
     losses = []
     for step in range(STEPS):

@@ -8,25 +8,24 @@ import pytest
 import torch
 import yaml
 
-from cavmae_ds.config.load import load_run, to_yaml, validate_run
+from cavmae_ds.config.load import to_yaml
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT
+from cavmae_ds.tasks import load_run, validate_run
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.training.batch_plan import derive_finetuning
-from cavmae_ds.training.optim import classifier_rate
+from cavmae_ds.tasks.finetune.task import Finetuning
 
 TRAIN = {"epochs": 15, "global_batch": 36, "micro_batch": 9}
 
 
 def finetuning(**sections) -> FinetuneConfig:
-    return validate_run({"train": TRAIN, "classifier": {"mode": "audioonly"}} | sections, FinetuneConfig)
+    return validate_run({"train": TRAIN, "classifier": {"mode": "audioonly"}} | sections, "finetune")
 
 
 def test_a_resolved_run_file_is_read_back_as_it_was(tmp_path):
     cfg = finetuning(average={"from_epoch": 3, "to_epoch": 15}, augment={"mixup": 0.25})
     (tmp_path / "run.yaml").write_text(to_yaml(cfg))
-    assert load_run(tmp_path / "run.yaml", FinetuneConfig) == cfg
+    assert load_run(tmp_path / "run.yaml", "finetune") == cfg
 
 
 @pytest.mark.parametrize(
@@ -61,20 +60,20 @@ def test_a_mistake_is_told_in_one_sentence(sections, said):
     ],
 )
 def test_what_there_is_and_what_of_it_is_trained_is_counted(classifier, parameters, trained):
-    numbers = derive_finetuning(finetuning(classifier=classifier), 1, clips=72, class_names=("a",) * 527)
+    numbers = Finetuning.resolve(finetuning(classifier=classifier), 1, clips=72)
     assert (numbers.parameters, numbers.trainable_parameters) == (parameters, trained)
 
 
 def test_a_finetuning_run_is_no_pretraining_run():
     with pytest.raises(ConfigError, match=r"section 'classifier' belongs to a run for launch/finetune\.py"):
-        validate_run({"train": TRAIN, "classifier": {}}, PretrainConfig)
+        validate_run({"train": TRAIN, "classifier": {}}, "pretrain")
 
 
 def test_a_pretraining_recipe_cannot_be_finetuned():
     recipe = Path(__file__).resolve().parents[3] / "launch" / "recipes" / "base.yaml"
     assert "classifier" not in yaml.safe_load(recipe.read_text())
     with pytest.raises(ConfigError, match="missing key 'classifier'"):
-        load_run(recipe, FinetuneConfig)
+        load_run(recipe, "finetune")
 
 
 def test_with_layer_decay_every_parameter_is_trained_slower_the_further_it_is_from_the_head():
@@ -86,7 +85,7 @@ def test_with_layer_decay_every_parameter_is_trained_slower_the_further_it_is_fr
         names = [name for name, _ in CAVMAEFT(cfg.model, 3).named_parameters()]
     rates: dict[float, set[str]] = {}
     for name in names:
-        rate = classifier_rate(name, cfg.classifier, cfg.model)
+        rate = Finetuning.lr_scale(cfg)(name)
         rates.setdefault(rate, set()).add(".".join(name.split(".")[: 2 if name.startswith("blocks") else 1]))
     assert rates == {
         8: {"mlp_head"},

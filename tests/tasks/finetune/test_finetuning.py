@@ -18,7 +18,6 @@ from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import AVERAGED, MASTER
 from cavmae_ds.checkpoint.weights import assemble
 from cavmae_ds.cli import app
-from cavmae_ds.config.load import load_run
 from cavmae_ds.data.format.clips import collate
 from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.transforms.front_end import FrontEnd
@@ -26,10 +25,11 @@ from cavmae_ds.evaluation.classification import classification_scores, one_hot
 from cavmae_ds.evaluation.inference import EVERY_FRAME, open_judged
 from cavmae_ds.evaluation.roc_curves import read_curves
 from cavmae_ds.evaluation.scores import classification
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.cavmae.official_file import save_official
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks import load_run
 from cavmae_ds.tasks.finetune.final_evaluation import AVERAGED_WEIGHTS, is_scored, write_averaged
 from cavmae_ds.tasks.finetune.validation import SCORES, note_epoch
 from cavmae_ds.weights.load import load_model
@@ -115,7 +115,7 @@ def test_every_clip_is_validated_once_after_every_epoch_and_the_best_epoch_is_no
     last = load_model(undisturbed)
 
     with torch.inference_mode():
-        logits = last.model(*FrontEnd(last.config, torch.device("cpu"))(batch))
+        logits = last.model(*FrontEnd(inputs(last.config), torch.device("cpu"))(batch))
     truth = one_hot(batch.labels, 4)
     found = classification_scores(truth, logits.sigmoid())
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
@@ -195,7 +195,7 @@ def test_one_rank_in_two_micro_batches_learns_the_same_as_two_ranks(undisturbed,
     written = load_file(on_one_rank / AVERAGED_WEIGHTS)
     (on_one_rank / AVERAGED_WEIGHTS).unlink()
     next(whole_checkpoints(on_one_rank)[-1].glob("rank-*")).unlink()
-    write_averaged(load_run(on_one_rank / "config.yaml", FinetuneConfig))
+    write_averaged(load_run(on_one_rank / "config.yaml", "finetune"))
     assert_same(load_file(on_one_rank / AVERAGED_WEIGHTS), written)
 
 
@@ -240,7 +240,7 @@ def test_bf16_stays_near_fp32_with_mixed_clips_and_an_average(undisturbed, run_f
     """After the three steps of an epoch: losses within 1 %, weights within 20 % of how far they went."""
     rounded = finetune(run_file, run_file.parent / "bf16", "train.precision=bf16", *ONE_EPOCH, ranks=1)
 
-    assert load_run(rounded / "config.yaml", FinetuneConfig).augment.mixup == 0.5
+    assert load_run(rounded / "config.yaml", "finetune").augment.mixup == 0.5
     exact, near = (learnt(run)["loss/total"] for run in (undisturbed, rounded))
     assert [near[step] for step in (1, 2, 3)] == pytest.approx([exact[step] for step in (1, 2, 3)], rel=0.01)
     before, wanted, got = (
@@ -252,13 +252,13 @@ def test_bf16_stays_near_fp32_with_mixed_clips_and_an_average(undisturbed, run_f
 
 
 def fresh(run_file: Path) -> dict[str, torch.Tensor]:
-    cfg = load_run(run_file, FinetuneConfig)
+    cfg = load_run(run_file, "finetune")
     torch.manual_seed(cfg.train.seed)
     return dict(CAVMAEFT(cfg.model, 4).state_dict())
 
 
 def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_scored_in_its_mode(run_file):
-    folder, cfg = run_file.parent, load_run(run_file, FinetuneConfig)
+    folder, cfg = run_file.parent, load_run(run_file, "finetune")
     save_official(CAVMAE(cfg.model).state_dict(), folder / "pretrained.pth")
     settings = (
         "classifier.model=audio", "classifier.mode=audioonly", f"init.from_checkpoint={folder / 'pretrained.pth'}",
@@ -275,6 +275,6 @@ def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_sc
     clips = EvaluationClips(str(folder / "held-out"), None)
     batch = collate([clips[place] for place in range(7)])
     with torch.inference_mode():
-        logits = mean.model(*FrontEnd(mean.config, torch.device("cpu"))(batch))
+        logits = mean.model(*FrontEnd(inputs(mean.config), torch.device("cpu"))(batch))
     expected = classification_scores(one_hot(batch.labels, 4), logits.sigmoid())
     assert written["modes"]["audioonly"]["mean_average_precision"] == pytest.approx(expected.mean_average_precision)

@@ -10,7 +10,7 @@ import torch
 
 from cavmae_ds.models.cavmae.classifier import MODES
 from tests.ranks import fork_ranks
-from tests.training.finetune_problem import CLASSES, Way, finetune_on_one_process, fresh_model
+from tests.tasks.finetune.finetune_problem import CLASSES, Way, finetune_on_one_process, fresh_model
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,8 @@
-"""What every kind of run has: where it lives, what it starts from, data, optimizer, length, checkpoints, watching."""
+"""What a run of every task has: where it lives, its model, data, optimizer, length, checkpoints, monitoring."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,24 +13,31 @@ from cavmae_ds.config.sections.base import Folder, OnResume, Section
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.config.sections.init import InitConfig
+from cavmae_ds.config.sections.model import ModelSection
 from cavmae_ds.config.sections.resume import ResumeConfig
 from cavmae_ds.config.sections.training import CheckpointConfig, MonitorConfig, OptimConfig, TrainConfig
 from cavmae_ds.config.sections.watch import WatchConfig
-from cavmae_ds.models.cavmae.config import ModelConfig
+
+NextSteps = Iterator[tuple[str, str]]
+"""What to do with a run, and the command for it."""
 
 
 class RunConfig(Section):
-    """The sections that pretraining and finetuning share."""
+    """Base of each task's run file. The class of a run is made by tasks.run_class, with the sections of its family."""
 
     script: ClassVar[str]
     """What starts such a run."""
+    title: ClassVar[str]
+    """What such a run is, in a report: pretraining."""
 
+    task: Annotated[str, OnResume.FIXED]
+    """What is trained, of those that tasks/__init__.py registers; by default the task of the script."""
     run_dir: Annotated[Folder, OnResume.LOCATION] = Path("runs/default")
     """Folder of the run: resolved config, checkpoints, TensorBoard logs, final weights."""
     ds_config: Annotated[Folder, OnResume.FREE] = Path("ds_configs/zero2.json")
     """Engine mechanics for DeepSpeed (ZeRO stage, buckets); relative to here or to the checkout."""
     init: InitConfig = InitConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelSection = ModelSection()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
@@ -66,6 +74,34 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _model_fits_the_task(self) -> RunConfig:
+        self.model.check_task(self.task)
+        return self
+
+    @model_validator(mode="after")
     def _allowed_keys_may_change(self) -> RunConfig:
         check_allowed(self.resume.allow, type(self))
         return self
+
+    @classmethod
+    def next_steps(cls, settings: Mapping[str, Any], folder: str, data: str, averaged: bool) -> NextSteps:
+        """Purposes and commands for a run folder with a checkpoint.
+
+        settings: full key -> value. data: shards to evaluate with. averaged: the folder has averaged weights.
+        """
+        yield from ()
+
+    def not_compared(self) -> set[str]:
+        """Keys that a resume does not compare with the checkpoint's, as they decide nothing in this run."""
+        return set() if self.train.ema_clips else {"train.ema_clips"}  # may be given up, not taken up
+
+    def candidates(self, ranks: int) -> int | None:
+        """Clips that each clip is compared with in the loss, itself among them; None for a loss of each clip alone."""
+        return None
+
+    def same_candidates(self, ranks: int, candidates: int) -> list[str]:
+        """Settings, each of which gives so many candidates on so many ranks."""
+        return []
+
+    def check_fewer_ranks(self) -> None:
+        """Raises ConfigError if the loss of this run would be another one on fewer ranks."""

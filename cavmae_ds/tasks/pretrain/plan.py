@@ -1,0 +1,15 @@
+"""The numbers of a pretraining run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cavmae_ds.tasks.run_plan import RunPlan
+
+
+@dataclass(frozen=True)
+class PretrainPlan(RunPlan):
+    """What a pretraining run amounts to. Memory figures are estimates."""
+
+    states_gib_per_rank: float
+    activations_gib_per_rank: float
