@@ -24,6 +24,14 @@ def tiny_shards(tmp_path_factory):
     return folder / "shards"
 
 
+@pytest.fixture(scope="session")
+def usual_videos(tmp_path_factory):
+    """A folder of six videos, each of another encoder; treat them as read-only."""
+    from tests.data.usual_videos import write_usual_videos
+
+    return write_usual_videos(tmp_path_factory.mktemp("usual"))
+
+
 def pytest_configure() -> None:
     """Children hear all signals, also where the suite runs behind nohup or a shell's &, which ignore some.
 

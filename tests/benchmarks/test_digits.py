@@ -16,7 +16,7 @@ from benchmarks.digits_report import floors, tables
 from benchmarks.digits_runs import MODES
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.shards import read_manifest
-from tests.data.official_files import recordings
+from tests.data.official_files import write_recordings
 from tests.ranks import fork_ranks
 
 
@@ -61,7 +61,8 @@ def test_a_small_run_pretrains_finetunes_and_writes_results_figure_and_tables(tm
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     folders = {name: tmp_path / name for name in ("out", "results", "figures")}
     small = ["model.embed_dim=16", "train.global_batch=8"]
-    main(recordings(), limit=24, minutes=2 / STEPS_PER_MINUTE, epochs=1, ranks=1, setting=small, **folders)
+    recordings = write_recordings(tmp_path / "recordings")
+    main(recordings, limit=24, minutes=2 / STEPS_PER_MINUTE, epochs=1, ranks=1, setting=small, **folders)
     (path,) = (tmp_path / "results").iterdir()
     document = json.loads(path.read_text())
     (run,) = document["runs"]

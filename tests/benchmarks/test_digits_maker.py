@@ -1,4 +1,4 @@
-"""The data set of the digits benchmark, from recordings made here: a tone for each digit, 8 kHz, six speakers."""
+"""The data set of the digits benchmark, from recordings made here."""
 
 from __future__ import annotations
 
@@ -15,20 +15,7 @@ from PIL import Image
 from benchmarks import digits
 from benchmarks.digits_maker import make_digits, read_recordings
 from cavmae_ds.errors import DataError, UserError
-
-SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-
-
-def write_recordings(folder: Path, speakers=SPEAKERS) -> Path:
-    """Takes 4 (test) and 5 (train) of every digit."""
-    folder.mkdir()
-    for speaker in speakers:
-        for digit in range(10):
-            tone = 9000 * np.sin(2 * np.pi * (200 + 100 * digit) * np.arange(4000) / 8000)
-            for take in (4, 5):
-                soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", tone.astype(np.int16), 8000)
-    (folder / "._0_george_4.wav").write_text("not a recording")
-    return folder
+from tests.data.official_files import SPEAKERS, write_recordings
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

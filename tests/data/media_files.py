@@ -11,7 +11,6 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
-SHARED_VIDEOS = Path(__file__).parents[2] / ".." / "shared" / "data" / "videos"
 NUMBER_BITS = 9
 
 
@@ -47,6 +46,7 @@ def write_media(
     codec: str = "libx264",
     pixel_format: str = "yuv420p",
     sound_codec: str | None = None,
+    time_base: Fraction = Fraction(1, 1000),
     display_matrix: Sequence[int] | None = None,
     pixel_aspect: Fraction = Fraction(1),
     container_options: dict[str, str] | None = None,
@@ -61,20 +61,17 @@ def write_media(
     with av.open(f"file:{path}", "w", options=container_options) as container:
         if len(frames):
             rate = Fraction(fps).limit_denominator(1000)
-            options = {"preset": "ultrafast", "crf": "12", "g": str(key_frame_every), "x265-params": "log-level=none"}
-            if key_frame_every > 1:
-                options |= {"bf": "2", "sc_threshold": "0"}
-            video = container.add_stream(codec, rate, options if codec in ("libx264", "libx265") else {})
+            video = container.add_stream(codec, rate, _encoder_options(codec, key_frame_every))
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = pixel_format
-            video.codec_context.time_base = Fraction(1, 1000)
+            video.codec_context.time_base = time_base
             video.codec_context.sample_aspect_ratio = pixel_aspect
             video.set_display_matrix(display_matrix)
         if sound is not None:
             sound = np.atleast_2d(sound)
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
             audio = container.add_stream(sound_codec, rate_hz, layout=layout)
-        sources = [_encoded_frames(video, frames, times_s)] if len(frames) else []
+        sources = [_encoded_frames(video, frames, times_s, time_base)] if len(frames) else []
         if sound is not None:
             sources.append(_encoded_sound(audio, sound, rate_hz, sound_start_s))
         for _, packets in heapq.merge(*sources, key=lambda entry: entry[0]):
@@ -82,11 +79,25 @@ def write_media(
     return path
 
 
-def _encoded_frames(video, frames: Sequence[np.ndarray], times_s: Sequence[float]) -> Iterator[tuple[float, list]]:
+def _encoder_options(codec: str, key_frame_every: int) -> dict[str, str]:
+    options = {
+        "libx264": {"preset": "ultrafast", "crf": "12"},
+        "libx265": {"preset": "ultrafast", "crf": "12", "x265-params": "log-level=none"},
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"},
+        "mpeg2video": {"b": "2000000"},
+    }.get(codec, {})
+    if key_frame_every > 1 and codec in ("libx264", "libx265", "mpeg2video"):
+        options |= {"bf": "2", "sc_threshold": "0"}
+    return options | ({"g": str(key_frame_every)} if options else {})
+
+
+def _encoded_frames(
+    video, frames: Sequence[np.ndarray], times_s: Sequence[float], time_base: Fraction
+) -> Iterator[tuple[float, list]]:
     """(seconds, packets) in file order."""
     for time_s, pixels in zip(times_s, frames, strict=True):
         frame = VideoFrame.from_ndarray(pixels, "rgb24")
-        frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+        frame.pts, frame.time_base = round(time_s / time_base), time_base
         yield time_s, video.encode(frame)
     yield np.inf, video.encode(None)
 

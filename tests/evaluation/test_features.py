@@ -31,7 +31,7 @@ from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.state_dict import Kind, Weights
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.single_file import save_single_file
-from tests.data.media_files import SHARED_VIDEOS, cut_short, numbered_video
+from tests.data.media_files import cut_short
 from tests.data.small_shards import small_shards
 from tests.weights.small_models import SIZES, small_model
 
@@ -137,15 +137,12 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_done(model, tmp_p
         features(model, "nowhere", "--out", tmp_path / "x.parquet")
 
 
-def test_videos_give_bitwise_what_their_shards_and_the_python_api_give(model, tmp_path):
-    # Given real videos, where there are any, and among them one that is cut short
+def test_videos_give_bitwise_what_their_shards_and_the_python_api_give(model, usual_videos, tmp_path):
+    # Given videos of three encoders, and a fourth that is cut short
     folder, out = tmp_path / "videos", tmp_path / "videos.safetensors"
-    if SHARED_VIDEOS.is_dir():
-        shutil.copytree(SHARED_VIDEOS, folder, ignore=shutil.ignore_patterns("KlsG*", "*demo3*", "*demo4*"))
-    else:
-        folder.mkdir()
-        for k in range(3):
-            numbered_video(folder / f"{k}.mp4", seconds=1.5, pitch_hz=300 + 200 * k)
+    folder.mkdir()
+    for name in ("still.mp4", "stream.webm", "web.mp4"):
+        shutil.copy(usual_videos / name, folder)
     good = sorted(folder.iterdir())
     cut_short(good[0], folder / "cut.mp4", 0.5)
 

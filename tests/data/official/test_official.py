@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.digits_maker import make_digits, read_recordings
 from cavmae_ds.cli import app
 from cavmae_ds.data.format.balance import read_sample_weights
 from cavmae_ds.data.format.records import Records
@@ -25,7 +26,7 @@ from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import BuildSettings
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.errors import DataError, UserError
-from tests.data.official_files import OfficialFolder, make_digits, official_clips, sound
+from tests.data.official_files import OfficialFolder, official_clips, sound, write_recordings
 from tests.ranks import fork_cavmae
 
 SMALL = BuildSettings(frame_size=64, inputs_per_part=16)
@@ -77,7 +78,8 @@ def record_of(folder, classes=CLASSES):
 
 
 def test_digits_arrive_as_the_official_loader_reads_them(tmp_path):
-    digits = make_digits(tmp_path / "digits", limit=60)
+    digits = tmp_path / "digits"
+    make_digits(digits, read_recordings(write_recordings(tmp_path / "recordings")), size=64)
     label_csv = digits / "class_labels.csv"
 
     for split in ("train", "test"):

@@ -9,7 +9,6 @@ from cavmae_ds.data.prepare.media import read_clip
 from cavmae_ds.data.prepare.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from tests.data.media_files import (
-    SHARED_VIDEOS,
     cut_short,
     number_of,
     numbered_frame,
@@ -246,14 +245,3 @@ def test_a_track_of_which_more_than_a_tenth_does_not_decode_is_refused(tmp_path,
     spoil_packets(path, kind, range(5, 55))
 
     assert rejection_of(path) == code
-
-
-@pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the shared sample videos are not here")
-def test_a_real_clip_gives_the_frames_that_its_own_timestamps_name():
-    clip = clip_of(SHARED_VIDEOS / "00W1lcxW-WU_40.000.mp4", PrepareSettings())
-
-    # 12.5 frames a second: the picture changes every 0.08 s
-    np.testing.assert_allclose(clip.frame_times, [i * 25 // 2 * 0.08 for i in range(10)], atol=1e-6)
-    assert len(clip.audio) == 10 * AUDIO_RATE_HZ
-    assert decode_frame(clip.frames[9]).shape == (224, 224, 3)
-    assert clip.flags == ClipFlag(0)

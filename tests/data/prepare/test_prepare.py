@@ -25,7 +25,6 @@ from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.data.prepare.videos import prepare
 from cavmae_ds.errors import DataError
 from tests.data.media_files import (
-    SHARED_VIDEOS,
     cut_short,
     number_of,
     numbered_frame,
@@ -89,15 +88,12 @@ def add_bad_files(folder, whole):
     }
 
 
-@pytest.mark.parametrize("kind", ["generated", "shared"])
-def test_good_videos_become_clips_and_each_bad_one_is_named_with_its_reason(tmp_path, six_videos, kind):
+@pytest.mark.parametrize("good", ["six_videos", "usual_videos"])
+def test_good_videos_become_clips_and_each_bad_one_is_named_with_its_reason(tmp_path, request, good):
     # Given six good videos, one under an awkward name, among six bad ones
-    good = six_videos if kind == "generated" else SHARED_VIDEOS
-    if not good.is_dir():
-        pytest.skip("the shared sample videos are not here")
     folder, out = tmp_path / "videos", tmp_path / "out"
-    shutil.copytree(good, folder)
-    first = min(folder.iterdir())
+    shutil.copytree(request.getfixturevalue(good), folder)
+    first = min(folder.glob("*.mp4"))
     reasons = add_bad_files(folder, first)
     first.rename(folder / "-a 'so called' \"name\".mp4")
 

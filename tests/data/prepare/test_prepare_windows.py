@@ -12,7 +12,6 @@ from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.data.prepare.videos import prepare
 from tests.data.media_files import (
-    SHARED_VIDEOS,
     cut_short,
     number_of,
     numbered_frame,
@@ -164,14 +163,6 @@ def test_windows_by_the_official_rule_follow_one_another_too(tmp_path):
     assert clip.start_s == 3.0
     assert numbers_in(clip)[0] == 8
     assert len(clip.audio) == 3 * AUDIO_RATE_HZ
-
-
-@pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the shared sample videos are not here")
-def test_the_official_rule_on_a_real_clip_picks_the_frames_of_the_table():
-    clip = read_clip(item_of(SHARED_VIDEOS / "00W1lcxW-WU_40.000.mp4"), OFFICIAL)
-
-    wanted = [0, 11, 24, 36, 49, 61, 74, 86, 99, 111]  # 12.5 frames a second, 125 of them
-    np.testing.assert_allclose(clip.frame_times, [k * 0.08 for k in wanted], atol=1e-6)
 
 
 def test_flac_keeps_every_sample_and_the_manifest_says_so(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,8 @@ import torch
 from cavmae_ds.data.transforms.log_mel import LogMel, frames_of, mel_bank
 from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD, denormalise_images, training_normalisation
 from cavmae_ds.models.common.patches import Grid, Picture, unpatchify
+from tests.data.usual_videos import ENCODINGS
 
-VIDEOS = Path(__file__).parents[3] / ".." / "shared" / "data" / "videos"
 SILENCE = np.log(np.float32(1.1920929e-07))
 SECONDS_10 = 160_000
 
@@ -53,7 +54,6 @@ def synthetic(kind: str, samples: int = SECONDS_10) -> torch.Tensor:
 
 def first_channel_16k(video: Path) -> torch.Tensor:
     """At most 10 s of a video's first channel, int16."""
-    av = pytest.importorskip("av")
     parts = []
     with av.open(str(video)) as container:
         resampler = av.AudioResampler(format="s16p", rate=16_000)
@@ -69,15 +69,9 @@ def assert_parity(got: torch.Tensor, wanted: torch.Tensor, worst: float, mean: f
     assert got[rows:].eq(0).all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["00W1lcxW-WU_40.000", "KlsG1EnBEjc_000361", *(f"music_demo{i}" for i in range(1, 5))],
-)
-def test_real_clips_equal_torchaudios_within_the_parity_gate(name):
-    video = VIDEOS / f"{name}.mp4"
-    if not video.exists():
-        pytest.skip("the example videos (shared/data/videos) are not beside the checkout")
-    sound = first_channel_16k(video)
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_decoded_sounds_equal_torchaudios_within_the_parity_gate(usual_videos, name):
+    sound = first_channel_16k(usual_videos / name)
     assert len(sound) > 16_000
     assert_parity(log_mel_of(sound), torchaudio_log_mel(sound.float() / 32768), worst=2e-3, mean=1e-5)
 
