@@ -17,6 +17,11 @@ from cavmae_ds.cli import app
 from tests.ranks import CHECKOUT
 
 PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md")))
+TRAINING_SCRIPTS = {
+    "pretrain.py": train_cli.pretrain_command,
+    "finetune.py": train_cli.finetune_command,
+    "train.py": train_cli.train_command,
+}
 PROGRAMS = ("cavmae", "deepspeed", "python", "tensorboard")
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'(\w+)'$")
@@ -65,9 +70,9 @@ def cli_command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def script_command(script: str) -> Any:
-    """The command of launch/pretrain.py or launch/finetune.py."""
+    """The command of a script in launch/ that trains."""
     one = Typer(add_completion=False)
-    one.command()({"pretrain.py": train_cli.pretrain_command, "finetune.py": train_cli.finetune_command}[script])
+    one.command()(TRAINING_SCRIPTS[script])
     return get_command(one)
 
 
@@ -88,7 +93,7 @@ def _of_help() -> Iterator[tuple[str, str]]:
         if isinstance(command, TyperGroup):
             helps += [(f"{name} {sub}", one) for sub, one in command.commands.items()]
         yield from ((line, f"{name} --help") for line in _examples(command))
-    for script in ("pretrain.py", "finetune.py"):
+    for script in TRAINING_SCRIPTS:
         yield from ((line, f"launch/{script} --help") for line in _examples(script_command(script)))
 
 

@@ -18,6 +18,7 @@ from deepspeed.launcher.runner import parse_args as parse_deepspeed
 
 from tests.documented import folder as documented_folder
 from tests.documented.commands import (
+    TRAINING_SCRIPTS,
     Documented,
     cli_command,
     documented_commands,
@@ -144,7 +145,7 @@ def run(command: Documented, folder: Path, original: Path) -> subprocess.Complet
         case "deepspeed":
             options = parse_deepspeed(words)
             script = Path(options.user_script).name
-            if script in ("pretrain.py", "finetune.py"):
+            if script in TRAINING_SCRIPTS:
                 return dry_run(script, options.user_args, max(1, options.num_gpus), folder)
             given = FEW if script == "doctor.py" else ()
             return fork_script(CHECKOUT / "launch" / script, *options.user_args, *given, cwd=folder)
