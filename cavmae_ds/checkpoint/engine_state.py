@@ -1,7 +1,7 @@
 """What training has changed in an engine, as pieces of named parameters, and back into an engine of any ranks.
 
 The fp32 weights, whatever the optimizer keeps for each of their elements, their running means, parameters that no
-optimizer holds, and a few numbers. Everything else follows from the run's config and the step.
+optimizer holds, buffers, and a few numbers. Everything else follows from the run's config and the step.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cavmae_ds.distributed.zero_layout import (
     find_partitions,
     frozen_stretches,
     rewriting,
+    saved_buffers,
     whole_shape,
 )
 from cavmae_ds.errors import shortened
@@ -58,23 +59,27 @@ class EngineState:
                 copy = self._host_copy(state, number, flat)
                 names = self._partitions.names
                 found += [Piece(state, names[part.parameter], part.offset, part.of(copy)) for part in fragments]
+        frozen = list(self._buffers()) if self._world.is_first else []
         if self._world.is_first or self._engine.zero_optimization_stage() == 3:
-            for number, (name, offset, values) in enumerate(frozen_stretches(self._engine, self._world)):
-                found.append(Piece(FROZEN, name, offset, self._host_copy(FROZEN, number, values)))
+            frozen += frozen_stretches(self._engine, self._world)
+        for number, (name, offset, values) in enumerate(frozen):
+            found.append(Piece(FROZEN, name, offset, self._host_copy(FROZEN, number, values)))
         if self._world.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         return found
 
     def parameters(self) -> dict[str, ParameterRecord]:
-        """What the model's parameters are, by name, in the model's order."""
-        return {
+        """What the model's parameters are, by name, in the model's order; then its buffers."""
+        module = self._engine.module
+        records = {
             name: ParameterRecord(
-                shape=list(whole_shape(parameter)),
-                dtype=str(parameter.dtype).removeprefix("torch."),
-                trained=parameter.requires_grad,
+                shape=list(whole_shape(parameter)), dtype=_name(parameter.dtype), trained=parameter.requires_grad
             )
-            for name, parameter in self._engine.module.named_parameters()
+            for name, parameter in module.named_parameters()
         }
+        for name, buffer in saved_buffers(module):
+            records[name] = ParameterRecord(shape=list(buffer.shape), dtype=_name(buffer.dtype), trained=False)
+        return records
 
     def states(self) -> list[str]:
         """The states of a trained parameter that pieces() gives."""
@@ -104,7 +109,7 @@ class EngineState:
         for fragments in self._partitions.fragments:
             for part, state in product(fragments, wanted):
                 reader.locate(state, self._partitions.names[part.parameter], part.offset, part.numel)
-        for name, offset, values in frozen_stretches(self._engine, self._world):
+        for name, offset, values in self._frozen():
             reader.locate(FROZEN, name, offset, values.numel())
         if unnamed := reader.states - {FROZEN, *manifest.states}:
             named = ", ".join(sorted(unnamed))
@@ -122,9 +127,18 @@ class EngineState:
             for state, _, flat, fragments in self._flats():
                 for part in fragments:
                     reader.read(state, self._partitions.names[part.parameter], part.offset, part.of(flat))
-            for name, offset, values in frozen_stretches(self._engine, self._world):
+            for name, offset, values in self._frozen():
                 reader.read(FROZEN, name, offset, values)
         self._set_counters(manifest)
+
+    def _frozen(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Name, first element and values of what this rank holds and no optimizer does."""
+        yield from self._buffers()
+        yield from frozen_stretches(self._engine, self._world)
+
+    def _buffers(self) -> Iterator[tuple[str, int, Tensor]]:
+        for name, buffer in saved_buffers(self._engine.module):
+            yield name, 0, buffer.detach().view(-1)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -173,6 +187,10 @@ class EngineState:
         groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
         for group, peak, share in groups:
             group["lr"] = peak * share(schedule.last_epoch)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _like(value: Any, flat: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cavmae_ds.checkpoint.folder import DamagedCheckpoint
 
 MASTER, FROZEN = "master", "frozen"
-"""States that are not the optimizer's: fp32 weights, and parameters that no optimizer holds."""
+"""States that are not the optimizer's: fp32 weights, and parameters that no optimizer holds, and buffers."""
 EMA, AVERAGED = MEANS = "ema", "averaged"
 """States that are running means of the fp32 weights (ema.py)."""
 

@@ -14,12 +14,16 @@ from cavmae_ds.checkpoint.folder import Manifest, read_manifest, whole_checkpoin
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
 from cavmae_ds.errors import CheckpointError
 
+WHOLE_NUMBERS = {"int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}
+"""Of buffers; everything else is float32."""
 MADE_BY = {EMA: "train.ema_clips", AVERAGED: "section average of a finetuning run"}
 """What has a run keep a mean of its weights."""
 
 
 def read_weights(run_dir: Path, ema: bool = False) -> dict[str, Tensor]:
     """The newest checkpoint's weights, or their running mean, under official names, whole, float32.
+
+    Buffers too; whole numbers stay such.
 
     Raises CheckpointError if there is no checkpoint, or no mean in it.
     """
@@ -39,7 +43,7 @@ def assemble(folder: Path, manifest: Manifest, state: str = MASTER) -> dict[str,
     reader = PieceReader(sorted(manifest.files), folder.joinpath)
     weights = {}
     for name, parameter in manifest.parameters.items():
-        weights[name] = torch.empty(parameter.shape)
+        weights[name] = torch.empty(parameter.shape, dtype=WHOLE_NUMBERS.get(parameter.dtype, torch.float32))
         # Frozen parameters are their own mean.
         reader.read(state if parameter.trained else FROZEN, name, 0, weights[name].view(-1))
     return weights

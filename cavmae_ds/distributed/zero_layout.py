@@ -142,6 +142,15 @@ def frozen_stretches(engine: Any, world: World) -> Iterator[tuple[str, int, Tens
             yield name, offset, parameter.ds_tensor.detach().narrow(0, 0, numel)
 
 
+def saved_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of the buffers that a module's state_dict has, as batch norm's running statistics.
+
+    Every rank has all of them, at any stage. Ranks whose buffers would differ have to agree on them themselves.
+    """
+    kept = module.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+
+
 @contextmanager
 def rewriting(engine: Any) -> Iterator[None]:
     """Within it a rank's fp32 values may be overwritten, and its frozen stretches.

@@ -51,7 +51,8 @@ def everything(run_dir: Path) -> tuple[dict[tuple[str, str], Tensor], dict[str, 
     found = {}
     for name, parameter in manifest.parameters.items():
         for state in manifest.states if parameter.trained else [FROZEN]:
-            found[state, name] = torch.full(parameter.shape, torch.nan)
+            dtype = getattr(torch, parameter.dtype) if state == FROZEN else torch.float32
+            found[state, name] = torch.zeros(parameter.shape, dtype=dtype)
             reader.read(state, name, 0, found[state, name].view(-1))
     return found, {"step": manifest.step, **manifest.scalars}
 
@@ -70,9 +71,20 @@ def test_what_other_ranks_at_another_stage_save_right_after_a_resume_is_what_was
 def test_a_checkpoint_holds_the_weights_that_the_ranks_hold(folder, cell):
     for what, result in zip(("saved", "resumed"), results(folder, cell), strict=True):
         weights = read_weights(folder / what / cell.name)
-        assert weights.keys() == result["saved"].keys()
+        assert weights.keys() == result["saved"].keys() | result["buffers"].keys()
         for name, value in result["saved"].items():
             assert torch.equal(weights[name], value), f"{what}: {name}"
+
+
+@each_cell
+def test_buffers_are_saved_and_resumed(folder, cell):
+    for what, result in zip(("saved", "resumed"), results(folder, cell), strict=True):
+        assert result["buffers"]["batches"].item() == 2**40 + 1
+        assert result["buffers"]["running_mean"].tolist() == [[0, 1], [2, 3], [4, 5]]
+        weights = read_weights(folder / what / cell.name)
+        assert weights["batches"].dtype == torch.int64
+        for name, values in result["buffers"].items():
+            assert torch.equal(weights[name], values.to(weights[name].dtype)), name
 
 
 @each_cell

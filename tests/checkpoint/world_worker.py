@@ -73,8 +73,13 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
         others["ds_config"] = str(folder / f"{fragment}.json")
     cfg = run_config(world.size, cell.optimizer, fragment, cell.precision, **others)
     model = Layers()
-    if what == "saved":
-        model.frozen.data += 1  # from elsewhere: a fresh model does not have it
+    model.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+    model.register_buffer("running_mean", torch.zeros(3, 2))
+    model.register_buffer("scratch", torch.zeros(5), persistent=False)
+    if what == "saved":  # from elsewhere: a fresh model does not have it
+        model.frozen.data += 1
+        model.batches += 2**40 + 1
+        model.running_mean += torch.arange(6.0).view(3, 2)
     engine = build_engine(Pretraining(cfg, numbers(world.size)), model, world)
     ema = WeightAverage(engine, world, HORIZON_CLIPS, CLIPS)
     checkpoints = Checkpoints(cfg, numbers(world.size), world, engine, [ema])
@@ -85,6 +90,7 @@ def run(cell: Cell, folder: Path, world: World, what: str) -> dict[str, Any]:
             checkpoints.save(step)
             checkpoints.save_and_wait(step)
             found |= {"saved": full_weights(engine, world), "computed": computed_with(engine)}
+            found["buffers"] = {name: getattr(engine.module, name).clone() for name in ("batches", "running_mean")}
         if step < STEPS:
             engine.backward(engine(gradients(step, world.rank, world.size)))
             engine.step()

@@ -42,6 +42,10 @@ class Layers(nn.Module):
         """What build_engine asks a model."""
         return {"frozen"}
 
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """What it asks under ZeRO-3."""
+        return []
+
 
 def gradients(step: int, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
     """This rank's gradients of one step. Their mean over the ranks is what one process gets."""
