@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -25,18 +22,9 @@ from cavmae_ds.checkpoint.folder import (
 )
 from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention
-from cavmae_ds.data.storage import S3Store, bucket_and_prefix
-from cavmae_ds.data.transfers import (
-    FINAL_ATTEMPTS,
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    PART_BYTES,
-    PARTS_AT_ONCE,
-    is_final,
-)
+from cavmae_ds.data.storage import S3Store, bucket_and_prefix, transfer_config
 from cavmae_ds.errors import DataError
-
-log = logging.getLogger(__name__)
+from cavmae_ds.retry import call_with_retries
 
 PATIENCE_S = 300.0
 """So long a start waits for a bucket that does not answer."""
@@ -88,15 +76,10 @@ class Bucket(S3Store):
 
     def put(self, step: int, path: Path) -> None:
         """One file of a checkpoint that is not whole yet; the file stays."""
-        from boto3.s3.transfer import TransferConfig
-
-        parts = TransferConfig(
-            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
-        )
         name = f"{step_name(step)}/{path.name}"
         self.before_change()
         with self._plain_errors(name):
-            self._client.upload_file(str(path), self.bucket, self._key(name), Config=parts)
+            self._client.upload_file(str(path), self.bucket, self._key(name), Config=transfer_config())
 
     def publish(self, manifest: Manifest) -> None:
         """Make a checkpoint of the files that were put."""
@@ -160,14 +143,11 @@ class Bucket(S3Store):
 
     def fetch(self, step: int, name: str, record: FileRecord, path: Path) -> None:
         """One file of a checkpoint, patiently. Raises DamagedCheckpoint if it is not what was written."""
-        from boto3.s3.transfer import TransferConfig
-
-        parts = TransferConfig(multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
         key = f"{step_name(step)}/{name}"
 
         def download() -> None:
             with self._plain_errors(key):
-                self._client.download_file(self.bucket, self._key(key), str(path), Config=parts)
+                self._client.download_file(self.bucket, self._key(key), str(path), Config=transfer_config())
 
         patiently(download, f"fetching {self.url}/{key}")
         if not is_whole(path, record):
@@ -183,15 +163,4 @@ def open_bucket(address: str) -> Bucket:
 
 def patiently(work: Callable[[], Result], what: str) -> Result:
     """Try again after longer and longer pauses while the bucket does not answer. Raises the last DataError."""
-    started, attempt = time.monotonic(), 0
-    while True:
-        try:
-            return work()
-        except DataError as error:
-            attempt += 1
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-            hopeless = is_final(error.__cause__) and attempt >= FINAL_ATTEMPTS
-            if hopeless or time.monotonic() - started + pause_s > PATIENCE_S:
-                raise
-            log.warning("%s failed (%s), next attempt in %.1f s", what, error, pause_s)
-            time.sleep(pause_s)
+    return call_with_retries(work, what, limit_s=PATIENCE_S, catch=DataError)
