@@ -97,8 +97,8 @@ def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
         said = Text(for_display(found))
         if do:
             said.append(f"\n-> {for_display(do)}", "bold")
-        cells = [Text(verdict.value, COLOURS[verdict]), name, said, with_hosts(line.ranks, hosts)]
-        drawn.add_row(*cells[: len(drawn.columns)])
+        ranks_said = [with_hosts(line.ranks, hosts)] if whose else []
+        drawn.add_row(Text(verdict.value, COLOURS[verdict]), name, said, *ranks_said)
     return drawn
 
 
