@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -13,24 +12,80 @@ from cavmae_ds.checkpoint.folder import (
     DAMAGED,
     MANIFEST,
     PARTIAL,
+    SET_ASIDE,
+    UNFINISHED,
+    WHOLE,
     Manifest,
+    Read,
     checkpoint_root,
     read_manifest,
+    set_aside,
     size_of,
     step_name,
     step_of,
     verify,
     verify_sizes,
 )
-from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.terminal import available_cores
 
-WHOLE, SET_ASIDE, UNFINISHED = "whole", "set aside", "unfinished"
 
-Read = Callable[[int], None]
-"""Told the bytes of each piece that is read, by any thread."""
+class FolderStore:
+    """Checkpoints on a disk, each by its folder's name; Bucket has the same methods."""
+
+    def __init__(self, root: Path):
+        self.url = str(root)
+        self._root = root
+
+    def address(self, step: int) -> str:
+        """What a checkpoint is called in a sentence."""
+        return str(self._root / step_name(step))
+
+    def conditions(self) -> list[tuple[str, str]]:
+        """Name and WHOLE, SET_ASIDE or UNFINISHED of all there are, by name; nothing is read."""
+        return [(folder.name, self.condition(folder.name)) for folder in sorted(self._root.glob("step-*"))]
+
+    def condition(self, name: str) -> str:
+        """Of one of them."""
+        if name.endswith(DAMAGED):
+            return SET_ASIDE
+        unfinished = name.endswith(PARTIAL) or not (self._root / name / MANIFEST).is_file()
+        return UNFINISHED if unfinished else WHOLE
+
+    def read_manifest(self, name: str) -> Manifest:
+        """See folder.read_manifest for the errors."""
+        return read_manifest(self._root / name)
+
+    def verify_sizes(self, name: str, manifest: Manifest) -> None:
+        """Raises DamagedCheckpoint naming a file that is missing or of another size."""
+        folder = self._root / name
+        verify_sizes(manifest, {file: size_of(folder / file) for file in manifest.files}, str(folder))
+
+    def verify(self, name: str, manifest: Manifest, read: Read) -> None:
+        """Read every file. Raises DamagedCheckpoint naming one that is not what was written."""
+        verify(self._root / name, manifest, slice(None), read, available_cores())
+
+    def written(self, name: str) -> float:
+        """When it was finished, seconds since 1970."""
+        return (self._root / name / MANIFEST).stat().st_mtime
+
+    @contextmanager
+    def opened(self, name: str, manifest: Manifest, read: Read) -> Iterator[Path]:
+        """A folder with its files, read and found whole. Raises DamagedCheckpoint."""
+        self.verify(name, manifest, read)
+        yield self._root / name
+
+    def set_aside(self, step: int) -> str:
+        """Take a damaged checkpoint out of the count, all of it left to be looked at; where it is now."""
+        return str(set_aside(self._root / step_name(step)))
+
+    def prune(self, keep: Retention) -> None:
+        """Remove what is superseded."""
+        thin_out(self._root, keep)
+
+
+CheckpointStore = FolderStore | Bucket
 
 
 class Entry(NamedTuple):
@@ -50,102 +105,31 @@ class Entry(NamedTuple):
         return self.condition not in (WHOLE, SET_ASIDE, UNFINISHED)
 
 
-class FolderShelf:
-    """Checkpoints on a disk."""
-
-    def __init__(self, root: Path):
-        self.address = str(root)
-        self._root = root
-
-    def entries(self) -> list[Entry]:
-        """All there are, by name."""
-        return [self.entry(folder.name) for folder in sorted(self._root.glob("step-*"))]
-
-    def entry(self, name: str) -> Entry:
-        """One of them, of which the manifest and the sizes of files are read."""
-        folder, manifest = self._root / name, None
-        if name.endswith(DAMAGED):
-            return Entry(name, SET_ASIDE)
-        if name.endswith(PARTIAL) or not (folder / MANIFEST).is_file():
-            return Entry(name, UNFINISHED)
-        try:
-            manifest = read_manifest(folder)
-            verify_sizes(manifest, {file: size_of(folder / file) for file in manifest.files}, str(folder))
-            condition = WHOLE
-        except CheckpointError as error:
-            condition = str(error)
-        return Entry(name, condition, manifest, (folder / MANIFEST).stat().st_mtime)
-
-    def verify(self, name: str, manifest: Manifest, read: Read) -> None:
-        """Read every file. Raises DamagedCheckpoint naming one that is not what was written."""
-        verify(self._root / name, manifest, slice(None), read, available_cores())
-
-    @contextmanager
-    def opened(self, name: str, manifest: Manifest, read: Read) -> Iterator[Path]:
-        """A folder with its files, read and found whole. Raises DamagedCheckpoint."""
-        self.verify(name, manifest, read)
-        yield self._root / name
-
-    def prune(self, keep: Retention) -> None:
-        """Remove what is superseded."""
-        thin_out(self._root, keep)
+def entries(store: CheckpointStore, name: str = "") -> list[Entry]:
+    """All there are, by name, or only one of them. Manifests and the sizes of files are read."""
+    found = [(name, store.condition(name))] if name else store.conditions()
+    return [_entry(store, *one) for one in found]
 
 
-class BucketShelf:
-    """Checkpoints in a bucket. All methods raise DataError where it does not answer."""
-
-    def __init__(self, bucket: Bucket):
-        self.address = bucket.url
-        self._bucket = bucket
-
-    def entries(self) -> list[Entry]:
-        """All there are, by name."""
-        whole = [self.entry(step_name(step)) for step in self._bucket.steps()]
-        aside = [Entry(step_name(step), SET_ASIDE) for step in self._bucket.damaged()]
-        half = [Entry(step_name(step), UNFINISHED) for step in self._bucket.half_sent()]
-        return sorted(whole + aside + half, key=lambda entry: entry.name)
-
-    def entry(self, name: str) -> Entry:
-        """One of the whole ones, of which the manifest and the sizes of files are read."""
-        step, manifest = step_of(name) or 0, None
-        try:
-            manifest = self._bucket.read_manifest(step)
-            self._bucket.verify_sizes(manifest)
-            condition = WHOLE
-        except CheckpointError as error:
-            condition = str(error)
-        return Entry(name, condition, manifest, self._bucket.written(step))
-
-    def verify(self, name: str, manifest: Manifest, read: Read) -> None:
-        """Read every file. Raises DamagedCheckpoint naming one that is not what was written."""
-        self._bucket.verify(manifest, read)
-
-    @contextmanager
-    def opened(self, name: str, manifest: Manifest, read: Read) -> Iterator[Path]:
-        """A temporary folder with its files, found whole. Raises DamagedCheckpoint."""
-        with tempfile.TemporaryDirectory(prefix="cavmae-checkpoint-") as temporary:
-            folder = Path(temporary)
-            for file, record in manifest.files.items():
-                self._bucket.fetch(manifest.step, file, record, folder / file)
-                read(record.bytes)
-            (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
-            yield folder
-
-    def prune(self, keep: Retention) -> None:
-        """Remove what is superseded."""
-        self._bucket.thin_out(keep, newest=0)
+def _entry(store: CheckpointStore, name: str, condition: str) -> Entry:
+    if condition != WHOLE:
+        return Entry(name, condition)
+    manifest = None
+    try:
+        manifest = store.read_manifest(name)
+        store.verify_sizes(name, manifest)
+    except CheckpointError as error:
+        condition = str(error)
+    return Entry(name, condition, manifest, store.written(name))
 
 
-Shelf = FolderShelf | BucketShelf
-
-
-def superseded(entries: Sequence[Entry], keep: Retention) -> list[Entry]:
+def superseded(found: Sequence[Entry], keep: Retention) -> list[Entry]:
     """Finished checkpoints that prune() removes."""
-    finished = {step: entry for entry in entries if entry.written and (step := step_of(entry.name)) is not None}
+    finished = {step: entry for entry in found if entry.written and (step := step_of(entry.name)) is not None}
     return [finished[step] for step in keep.superseded(list(finished))]
 
 
-def open_shelf(address: str) -> tuple[Shelf, str]:
+def open_checkpoints(address: str) -> tuple[CheckpointStore, str]:
     """The checkpoints of a run folder, a folder of checkpoints or s3://bucket/prefix; of one of them also its name.
 
     Raises CheckpointError if there is nothing of the kind, DataError for a bucket that cannot be used.
@@ -159,11 +143,11 @@ def open_shelf(address: str) -> tuple[Shelf, str]:
         bucket = open_bucket(address if step is None else prefix)
         if not bucket.names("step-") or (step is not None and step not in bucket.steps()):
             raise nothing
-        return BucketShelf(bucket), "" if step is None else last
+        return bucket, "" if step is None else last
     path = Path(address)
     if (path / MANIFEST).is_file():
-        return FolderShelf(path.absolute().parent), path.absolute().name
+        return FolderStore(path.absolute().parent), path.absolute().name
     for root in (checkpoint_root(path), path):
         if any(root.glob("step-*")):
-            return FolderShelf(root), ""
+            return FolderStore(root), ""
     raise nothing

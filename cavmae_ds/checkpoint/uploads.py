@@ -172,7 +172,7 @@ class Uploads:
                     return failure
             if manifest:
                 self._bucket.publish(manifest)
-                self._bucket.thin_out(self._keep, manifest.step)
+                self._bucket.prune(self._keep, manifest.step)
         except (UserError, Unheard) as error:
             return str(error)
         return ""
