@@ -43,7 +43,7 @@ def test_kernels_are_part_of_the_package_in_this_editable_install(tmp_path):
     assert Path(finished.stdout.strip()).resolve() == CHECKOUT / "kernels" / "philox.py", finished.stderr
 
 
-def test_a_wheel_holds_every_module_and_the_kernels_under_their_name(tmp_path):
+def test_a_wheel_holds_every_module_every_template_and_the_kernels_under_their_name(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
          "--wheel-dir", str(tmp_path), str(CHECKOUT)], capture_output=True, text=True,
@@ -53,7 +53,11 @@ def test_a_wheel_holds_every_module_and_the_kernels_under_their_name(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "unpacked")
-    sources = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "cavmae_ds").rglob("*.py")}
+    sources = {
+        str(path.relative_to(CHECKOUT))
+        for ending in ("py", "html")
+        for path in (CHECKOUT / "cavmae_ds").rglob(f"*.{ending}")
+    }
     sources |= {f"cavmae_ds/{path.relative_to(CHECKOUT)}" for path in (CHECKOUT / "kernels").rglob("*.py")}
     assert sources <= names
     assert not any(name.startswith(("kernels/", "tests/")) for name in names)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +13,13 @@ from cavmae_ds.checkpoint.folder import (
     DAMAGED,
     MANIFEST,
     READ_BYTES,
+    SET_ASIDE,
+    UNFINISHED,
+    WHOLE,
     DamagedCheckpoint,
     FileRecord,
     Manifest,
+    Read,
     is_whole,
     parse_manifest,
     step_name,
@@ -26,21 +29,11 @@ from cavmae_ds.checkpoint.folder import (
 from cavmae_ds.checkpoint.manifest_file import manifest_bytes
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.data.storage import S3Store, bucket_and_prefix
-from cavmae_ds.data.transfers import (
-    FINAL_ATTEMPTS,
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    PART_BYTES,
-    PARTS_AT_ONCE,
-    is_final,
-)
 from cavmae_ds.errors import DataError
-
-log = logging.getLogger(__name__)
+from cavmae_ds.retry import call_with_retries
 
 PATIENCE_S = 300.0
 """So long a start waits for a bucket that does not answer."""
-_OBJECTS_AT_ONCE = 1000  # that S3 removes in one request
 
 Result = TypeVar("Result")
 
@@ -51,95 +44,92 @@ class Bucket(S3Store):
     before_change: Callable[[], object] = staticmethod(lambda: None)
     """Called before each change; it may wait, or raise a UserError. In a run it is Lease.confirm, on the first rank."""
 
-    def steps(self) -> list[int]:
-        """Whole checkpoints, in order."""
-        return [step for step, files in self._files().items() if MANIFEST in files]
+    def address(self, step: int) -> str:
+        """What a checkpoint is called in a sentence."""
+        return f"{self.url}/{step_name(step)}"
 
-    def damaged(self) -> list[int]:
-        """Those that were set aside, in order."""
-        return [step for step, files in self._files().items() if MANIFEST + DAMAGED in files]
-
-    def half_sent(self) -> list[int]:
-        """Those without a manifest of either kind, in order."""
-        return [step for step, files in self._files().items() if not {MANIFEST, MANIFEST + DAMAGED} & files]
-
-    def thin_out(self, keep: Retention, newest: int) -> list[int]:
-        """Remove whole checkpoints that are superseded, and what was left half sent before `newest`; what is gone."""
-        gone = keep.superseded(self.steps()) + [step for step in self.half_sent() if step < newest]
-        for step in gone:
-            self._remove(step)
-        return gone
-
-    def _files(self) -> dict[int, set[str]]:
+    def conditions(self) -> list[tuple[str, str]]:
+        """Name and WHOLE, SET_ASIDE or UNFINISHED of all there are, by step; one sent again is listed twice."""
         files: dict[int, set[str]] = {}
         for name in self.names("step-"):
             folder, _, file = name.partition("/")
             if (step := step_of(folder)) is not None:
                 files.setdefault(step, set()).add(file)
-        return dict(sorted(files.items()))
+        found = []
+        for step, names in sorted(files.items()):
+            manifests = [kind for name, kind in ((MANIFEST, WHOLE), (MANIFEST + DAMAGED, SET_ASIDE)) if name in names]
+            found += [(step_name(step), kind) for kind in manifests or [UNFINISHED]]
+        return found
 
-    def address(self, step: int) -> str:
-        """What a checkpoint is called in a sentence."""
-        return f"{self.url}/{step_name(step)}"
+    def condition(self, name: str) -> str:
+        """Of one of them."""
+        return dict(reversed(self.conditions()))[name]
 
-    def read_manifest(self, step: int) -> Manifest:
+    def steps(self, condition: str = WHOLE) -> list[int]:
+        """Those in this condition, in order."""
+        return [step_of(name) or 0 for name, kind in self.conditions() if kind == condition]
+
+    def read_manifest(self, name: str) -> Manifest:
         """See folder.read_manifest for further errors."""
-        return parse_manifest(self.get_bytes(f"{step_name(step)}/{MANIFEST}"), self.address(step), step)
+        return parse_manifest(self.get_bytes(f"{name}/{MANIFEST}"), f"{self.url}/{name}", step_of(name))
+
+    def verify_sizes(self, name: str, manifest: Manifest) -> None:
+        """Raises DamagedCheckpoint naming a file that is missing or of another size."""
+        there = self.sizes(f"{name}/")
+        verify_sizes(manifest, {file: there.get(f"{name}/{file}") for file in manifest.files}, f"{self.url}/{name}")
+
+    def verify(self, name: str, manifest: Manifest, read: Read) -> None:
+        """Read every file; `read` is told the bytes of each piece. Raises DamagedCheckpoint naming the file."""
+        self.verify_sizes(name, manifest)
+        for file, record in sorted(manifest.files.items()):
+            digest = sha256()
+            for piece in self.pieces(f"{name}/{file}", READ_BYTES):
+                digest.update(piece)
+                read(len(piece))
+            if digest.hexdigest() != record.sha256:
+                raise self._changed(name, file)
+
+    def _changed(self, name: str, file: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(f"checkpoint {f'{self.url}/{name}'!r} is damaged: {file} is not what was written")
+
+    def written(self, name: str) -> float:
+        """When a whole checkpoint was finished, seconds since 1970."""
+        return self.modified(f"{name}/{MANIFEST}")
+
+    def fetch(self, name: str, file: str, record: FileRecord, path: Path) -> None:
+        """One file of a checkpoint, patiently. Raises DamagedCheckpoint if it is not what was written."""
+        patiently(lambda: self.download(f"{name}/{file}", path), f"fetching {self.url}/{name}/{file}")
+        if not is_whole(path, record):
+            path.unlink()
+            raise self._changed(name, file)
+
+    @contextmanager
+    def opened(self, name: str, manifest: Manifest, read: Read) -> Iterator[Path]:
+        """A temporary folder with the files of a checkpoint, found whole. Raises DamagedCheckpoint."""
+        with tempfile.TemporaryDirectory(prefix="cavmae-checkpoint-") as temporary:
+            folder = Path(temporary)
+            for file, record in manifest.files.items():
+                self.fetch(name, file, record, folder / file)
+                read(record.bytes)
+            (folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+            yield folder
 
     def put(self, step: int, path: Path) -> None:
         """One file of a checkpoint that is not whole yet; the file stays."""
-        from boto3.s3.transfer import TransferConfig
-
-        parts = TransferConfig(
-            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
-        )
-        name = f"{step_name(step)}/{path.name}"
         self.before_change()
-        with self._plain_errors(name):
-            self._client.upload_file(str(path), self.bucket, self._key(name), Config=parts)
+        self.upload(f"{step_name(step)}/{path.name}", path)
 
     def publish(self, manifest: Manifest) -> None:
         """Make a checkpoint of the files that were put."""
-        self.verify_sizes(manifest)
+        name = step_name(manifest.step)
+        self.verify_sizes(name, manifest)
         self.before_change()
-        self.put_bytes(f"{step_name(manifest.step)}/{MANIFEST}", manifest_bytes(manifest))
-
-    def verify_sizes(self, manifest: Manifest) -> None:
-        """Raises DamagedCheckpoint naming a file that is missing or of another size."""
-        prefix = f"{step_name(manifest.step)}/"
-        there = self.sizes(prefix)
-        sizes = {name: there.get(prefix + name) for name in manifest.files}
-        verify_sizes(manifest, sizes, self.address(manifest.step))
-
-    def verify(self, manifest: Manifest, read: Callable[[int], None]) -> None:
-        """Read every file; `read` is told the bytes of each piece. Raises DamagedCheckpoint naming the file."""
-        self.verify_sizes(manifest)
-        for name, record in sorted(manifest.files.items()):
-            key = f"{step_name(manifest.step)}/{name}"
-            digest = sha256()
-            with self._plain_errors(key):
-                body = self._client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
-                for piece in body.iter_chunks(READ_BYTES):
-                    digest.update(piece)
-                    read(len(piece))
-            if digest.hexdigest() != record.sha256:
-                raise self._changed(manifest.step, name)
-
-    def _changed(self, step: int, name: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(f"checkpoint {self.address(step)!r} is damaged: {name} is not what was written")
-
-    def written(self, step: int) -> float:
-        """When a whole checkpoint was finished, seconds since 1970."""
-        name = f"{step_name(step)}/{MANIFEST}"
-        with self._plain_errors(name):
-            return self._client.head_object(Bucket=self.bucket, Key=self._key(name))["LastModified"].timestamp()
+        self.put_bytes(f"{name}/{MANIFEST}", manifest_bytes(manifest))
 
     def withdraw(self, step: int) -> None:
         """Make it no checkpoint any more; its files stay."""
-        name = f"{step_name(step)}/{MANIFEST}"
         self.before_change()
-        with self._plain_errors(name):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+        self.remove(f"{step_name(step)}/{MANIFEST}")
 
     def set_aside(self, step: int) -> str:
         """Take a damaged checkpoint out of the count, its files left to be looked at; what its manifest is called."""
@@ -149,30 +139,13 @@ class Bucket(S3Store):
         self.withdraw(step)
         return f"{self.url}/{name}{DAMAGED}"
 
-    def _remove(self, step: int) -> None:
-        """First the manifest: whatever a kill leaves is no checkpoint."""
-        self.withdraw(step)
-        names = self.names(f"{step_name(step)}/")
-        for some in (names[start : start + _OBJECTS_AT_ONCE] for start in range(0, len(names), _OBJECTS_AT_ONCE)):
-            with self._plain_errors():
-                keys = [{"Key": self._key(name)} for name in some]
-                self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
-
-    def fetch(self, step: int, name: str, record: FileRecord, path: Path) -> None:
-        """One file of a checkpoint, patiently. Raises DamagedCheckpoint if it is not what was written."""
-        from boto3.s3.transfer import TransferConfig
-
-        parts = TransferConfig(multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
-        key = f"{step_name(step)}/{name}"
-
-        def download() -> None:
-            with self._plain_errors(key):
-                self._client.download_file(self.bucket, self._key(key), str(path), Config=parts)
-
-        patiently(download, f"fetching {self.url}/{key}")
-        if not is_whole(path, record):
-            path.unlink()
-            raise self._changed(step, name)
+    def prune(self, keep: Retention, newest: int = 0) -> list[int]:
+        """Remove whole checkpoints that are superseded, and what was left half sent before `newest`; what is gone."""
+        gone = keep.superseded(self.steps()) + [step for step in self.steps(UNFINISHED) if step < newest]
+        for step in gone:
+            self.withdraw(step)  # first the manifest: whatever a kill leaves is no checkpoint
+            self.remove_all(f"{step_name(step)}/")
+        return gone
 
 
 def open_bucket(address: str) -> Bucket:
@@ -183,15 +156,4 @@ def open_bucket(address: str) -> Bucket:
 
 def patiently(work: Callable[[], Result], what: str) -> Result:
     """Try again after longer and longer pauses while the bucket does not answer. Raises the last DataError."""
-    started, attempt = time.monotonic(), 0
-    while True:
-        try:
-            return work()
-        except DataError as error:
-            attempt += 1
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-            hopeless = is_final(error.__cause__) and attempt >= FINAL_ATTEMPTS
-            if hopeless or time.monotonic() - started + pause_s > PATIENCE_S:
-                raise
-            log.warning("%s failed (%s), next attempt in %.1f s", what, error, pause_s)
-            time.sleep(pause_s)
+    return call_with_retries(work, what, limit_s=PATIENCE_S, catch=DataError)

@@ -17,8 +17,8 @@ from cavmae_ds.errors import CheckpointError
 from cavmae_ds.terminal import echo, folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
-    from cavmae_ds.checkpoint.folder import Manifest
-    from cavmae_ds.checkpoint.shelf import Entry, Read, Shelf
+    from cavmae_ds.checkpoint.folder import Manifest, Read
+    from cavmae_ds.checkpoint.store import CheckpointStore, Entry
 
 EXIT_DAMAGED = 4
 EXIT_CODES = """\b
@@ -54,18 +54,18 @@ def inspect(
       cavmae checkpoint inspect runs/base/checkpoints/step-00120000 --verify
       cavmae checkpoint inspect s3://bucket/runs/base
     """
-    from cavmae_ds.checkpoint.shelf import open_shelf
+    from cavmae_ds.checkpoint.store import entries, open_checkpoints
 
-    shelf, name = open_shelf(address)
-    entries = [shelf.entry(name)] if name else shelf.entries()
+    store, name = open_checkpoints(address)
+    found = entries(store, name)
     if verify:
-        entries = [_verified(shelf, entry) for entry in entries]
-    out_console.print(_overview(shelf, entries))
-    if name and entries[0].manifest:
-        for table in _contents(entries[0].manifest):
+        found = [_verified(store, entry) for entry in found]
+    out_console.print(_overview(store, found))
+    if name and found[0].manifest:
+        for table in _contents(found[0].manifest):
             out_console.print()
             out_console.print(table)
-    damaged = [entry for entry in entries if entry.is_damaged]
+    damaged = [entry for entry in found if entry.is_damaged]
     for entry in damaged:
         echo(f"cavmae: {entry.condition}", err=True)
     if damaged:
@@ -91,18 +91,18 @@ def convert(
       cavmae checkpoint convert s3://bucket/runs/base/step-00120000 --out base-ema.safetensors --ema
     """
     from cavmae_ds.checkpoint.layout import EMA, MASTER
-    from cavmae_ds.checkpoint.shelf import open_shelf
+    from cavmae_ds.checkpoint.store import entries, open_checkpoints
     from cavmae_ds.checkpoint.weights import export_weights
 
-    shelf, name = open_shelf(address)
-    entries = [shelf.entry(name)] if name else shelf.entries()
-    finished = {entry.name: entry.manifest for entry in entries if entry.manifest}
+    store, name = open_checkpoints(address)
+    found = entries(store, name)
+    finished = {entry.name: entry.manifest for entry in found if entry.manifest}
     if not finished:
         raise CheckpointError(f"{address!r} holds no finished checkpoint")
     newest, manifest = list(finished.items())[-1]
-    with _reading(newest, manifest.bytes) as read, shelf.opened(newest, manifest, read) as folder:
+    with _reading(newest, manifest.bytes) as read, store.opened(newest, manifest, read) as folder:
         export_weights(folder, out, EMA if ema else MASTER)
-    out_console.print(f"{newest} of {shelf.address} is now {out}, {_size(out.stat().st_size)}", soft_wrap=True)
+    out_console.print(f"{newest} of {store.url} is now {out}, {_size(out.stat().st_size)}", soft_wrap=True)
 
 
 @checkpoint.command(epilog=EXIT_CODES)
@@ -124,15 +124,15 @@ def prune(
       cavmae checkpoint prune runs/base --keep-last 2 --keep-every 50000 --dry-run
     """
     from cavmae_ds.checkpoint.retention import Retention
-    from cavmae_ds.checkpoint.shelf import open_shelf, superseded
+    from cavmae_ds.checkpoint.store import entries, open_checkpoints, superseded
 
-    shelf, name = open_shelf(address)
+    store, name = open_checkpoints(address)
     if name:
         raise CheckpointError(f"{address!r} is a single checkpoint; give the run folder, or remove it by hand")
     keep = Retention(keep_last, keep_every)
-    gone = superseded(shelf.entries(), keep)
+    gone = superseded(entries(store), keep)
     if not dry_run:
-        shelf.prune(keep)
+        store.prune(keep)
     for entry in gone:
         size = f", {_size(entry.manifest.bytes)}" if entry.manifest else ""
         out_console.print(f"{entry.name}{size}: {'would be removed' if dry_run else 'removed'}")
@@ -140,12 +140,12 @@ def prune(
         out_console.print("nothing to remove")
 
 
-def _verified(shelf: Shelf, entry: Entry) -> Entry:
+def _verified(store: CheckpointStore, entry: Entry) -> Entry:
     if entry.is_damaged or not entry.manifest:
         return entry
     try:
         with _reading(entry.name, entry.manifest.bytes) as read:
-            shelf.verify(entry.name, entry.manifest, read)
+            store.verify(entry.name, entry.manifest, read)
     except CheckpointError as error:
         return entry._replace(condition=str(error))
     return entry
@@ -166,12 +166,10 @@ def _reading(name: str, total: int) -> Iterator[Read]:
         yield read
 
 
-def _overview(shelf: Shelf, entries: list[Entry]) -> Table:
+def _overview(store: CheckpointStore, entries: list[Entry]) -> Table:
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("clips", "ranks", "ZeRO", "size", "age"))
     names = (Column(name, no_wrap=True) for name in ("checkpoint", "is"))
-    table = folding_table(
-        *names, *numbers, "states", title=shelf.address, title_justify="left", box=None, pad_edge=False
-    )
+    table = folding_table(*names, *numbers, "states", title=store.url, title_justify="left", box=None, pad_edge=False)
     for entry in entries:
         about = ["damaged" if entry.is_damaged else entry.condition]
         if manifest := entry.manifest:

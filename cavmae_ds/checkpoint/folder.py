@@ -27,6 +27,10 @@ FORMAT = 3
 """2 had no checksum of the manifest and is still read; 1 was DeepSpeed's own format in a folder with a manifest."""
 MANIFEST = "manifest.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
+WHOLE, SET_ASIDE, UNFINISHED = "whole", "set aside", "unfinished"
+
+Read = Callable[[int], None]
+"""Told the bytes of each piece that is read, by any thread."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 READ_BYTES = 1 << 20

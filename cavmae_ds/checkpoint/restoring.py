@@ -6,27 +6,28 @@ import fcntl
 import logging
 import time
 from collections.abc import Callable
+from functools import partial as bound
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from cavmae_ds.checkpoint.bucket import Bucket
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
     MANIFEST,
+    SET_ASIDE,
     DamagedCheckpoint,
     Manifest,
     is_whole,
     partial,
-    read_manifest,
     remove_partials,
-    set_aside,
     step_name,
     step_of,
     verify,
     whole_checkpoints_in,
 )
 from cavmae_ds.checkpoint.shared_dir import Disk, told_by_first_rank
+from cavmae_ds.checkpoint.store import CheckpointStore, FolderStore
 from cavmae_ds.distributed.collectives import barrier, from_all_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, DataError
@@ -38,28 +39,6 @@ _TELL_EVERY_S = 10.0
 Found = TypeVar("Found")
 FilePath = Callable[[str], Path]
 """Where a file of the checkpoint lies, brought there if need be. Raises DamagedCheckpoint, DataError."""
-
-
-class _Place(NamedTuple):
-    """Where a checkpoint is: in the bucket, or (None) on the disk."""
-
-    step: int
-    disk: Disk
-    bucket: Bucket | None
-
-    @property
-    def folder(self) -> Path:
-        return self.disk.root / step_name(self.step)
-
-    @property
-    def address(self) -> str:
-        return self.bucket.address(self.step) if self.bucket else str(self.folder)
-
-    def read_manifest(self) -> Manifest:
-        return self.bucket.read_manifest(self.step) if self.bucket else read_manifest(self.folder)
-
-    def set_aside(self) -> str:
-        return self.bucket.set_aside(self.step) if self.bucket else str(set_aside(self.folder))
 
 
 def restore(
@@ -80,11 +59,11 @@ def restore(
         remove_partials(disk.root)
     barrier()
     for step, in_bucket in told_by_first_rank(world, lambda: newest_first(disk, bucket)):
-        place = _Place(step, disk, bucket if in_bucket else None)
+        store = bucket if bucket and in_bucket else FolderStore(disk.root)
         try:
-            return _open(place, world, fits, find)
+            return _open(step, store, disk, world, fits, find)
         except DamagedCheckpoint as error:
-            aside = told_by_first_rank(world, place.set_aside)
+            aside = told_by_first_rank(world, bound(store.set_aside, step))
             if world.is_first:
                 log.warning("%s; it is now %s, and the checkpoint before it is taken", error, aside)
     if left := told_by_first_rank(world, lambda: _set_aside_before(disk, bucket)):
@@ -105,24 +84,27 @@ def newest_first(disk: Disk, bucket: Bucket | None) -> list[tuple[int, bool]]:
 
 def _set_aside_before(disk: Disk, bucket: Bucket | None) -> list[str]:
     here = sorted(str(folder) for folder in disk.root.glob(f"step-*{DAMAGED}"))
-    there = [f"{bucket.address(step)}/{MANIFEST}{DAMAGED}" for step in bucket.damaged()] if bucket else []
+    there = [f"{bucket.address(step)}/{MANIFEST}{DAMAGED}" for step in bucket.steps(SET_ASIDE)] if bucket else []
     return there + here
 
 
 def _open(
-    place: _Place,
+    step: int,
+    store: CheckpointStore,
+    disk: Disk,
     world: World,
     fits: Callable[[Manifest, str], None],
     find: Callable[[Manifest, FilePath], Found],
 ) -> tuple[Manifest, Found]:
     """Raises DamagedCheckpoint on all ranks alike."""
-    manifest = told_by_first_rank(world, place.read_manifest)
-    fits(manifest, place.address)
-    if bucket := place.bucket:
-        told_by_first_rank(world, lambda: bucket.verify_sizes(manifest))
-        return manifest, on_each_rank(lambda: find(manifest, _Fetching(place, manifest)))
-    on_each_rank(lambda: _verify_share(place.folder, manifest, world))
-    return manifest, on_each_rank(lambda: find(manifest, place.folder.joinpath))
+    name = step_name(step)
+    manifest = told_by_first_rank(world, lambda: store.read_manifest(name))
+    fits(manifest, store.address(step))
+    if isinstance(store, Bucket):
+        told_by_first_rank(world, lambda: store.verify_sizes(name, manifest))
+        return manifest, on_each_rank(lambda: find(manifest, _Fetching(store, disk, manifest)))
+    on_each_rank(lambda: _verify_share(disk.root / name, manifest, world))
+    return manifest, on_each_rank(lambda: find(manifest, (disk.root / name).joinpath))
 
 
 def on_each_rank(work: Callable[[], Found]) -> Found:
@@ -163,13 +145,13 @@ def _verify_share(folder: Path, manifest: Manifest, world: World) -> None:
 class _Fetching:
     """Brings files of a checkpoint from the bucket, for all ranks of this host once, and checks them."""
 
-    def __init__(self, place: _Place, manifest: Manifest):
-        self._place, self._manifest = place, manifest
+    def __init__(self, bucket: Bucket, disk: Disk, manifest: Manifest):
+        self._bucket, self._root, self._manifest = bucket, disk.root, manifest
 
     def __call__(self, name: str) -> Path:
-        record, bucket = self._manifest.files[name], self._place.bucket
-        kept, folder = self._place.folder / name, partial(self._place.disk.root, self._place.step)
-        if bucket is None or is_whole(kept, record):
+        record, checkpoint = self._manifest.files[name], step_name(self._manifest.step)
+        kept, folder = self._root / checkpoint / name, partial(self._root, self._manifest.step)
+        if is_whole(kept, record):
             return kept
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
@@ -177,6 +159,6 @@ class _Fetching:
             fcntl.flock(lock, fcntl.LOCK_EX)  # goes when the file is closed, also by a kill
             if not path.is_file():
                 arriving = path.with_suffix(".arriving")
-                bucket.fetch(self._place.step, name, record, arriving)
+                self._bucket.fetch(checkpoint, name, record, arriving)
                 arriving.rename(path)
         return path

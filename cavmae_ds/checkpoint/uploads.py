@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from itertools import count
 from pathlib import Path
@@ -27,12 +26,13 @@ from cavmae_ds.checkpoint.shared_dir import Disk, Outcome, told_by_first_rank
 from cavmae_ds.distributed.mailbox import Talk, Unheard
 from cavmae_ds.distributed.process_group import World, is_lost_connection
 from cavmae_ds.errors import CheckpointError, UserError
+from cavmae_ds.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 ROUND_LIMIT_S = 3600.0
 """A round has failed when another rank has said nothing for so long."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_BACKOFF = Backoff(1.0, 60.0, jitter=0.25)
 _HEARD_LIMIT_S = 5.0
 
 
@@ -143,7 +143,7 @@ class Uploads:
         raise Unheard("this rank is ending")
 
     def _pause(self) -> None:
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._failures - 1)) * random.uniform(0.75, 1.25)
+        pause_s = _BACKOFF.pause_s(self._failures)
         log.warning("sending a checkpoint failed (%s), next attempt in %.0f s", self._failure, pause_s)
         self._stop.wait(pause_s)
 
@@ -172,7 +172,7 @@ class Uploads:
                     return failure
             if manifest:
                 self._bucket.publish(manifest)
-                self._bucket.thin_out(self._keep, manifest.step)
+                self._bucket.prune(self._keep, manifest.step)
         except (UserError, Unheard) as error:
             return str(error)
         return ""

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from cavmae_ds.atomic_io import flush, refusing_to_write, written_whole
 from cavmae_ds.errors import DataError, without_secrets
 
+PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4  # measured: 1.6 times the rate of one stream, half the CPU
+_OBJECTS_AT_ONCE = 1000  # that S3 removes in one request
+
 
 class Store(Protocol):
     """Objects by name below one root. Names are relative, with "/" between folders."""
@@ -187,6 +190,13 @@ def s3_client(*, connect_timeout_s: float, answer_timeout_s: float, attempts: in
     return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)
 
 
+def transfer_config() -> Any:
+    """How boto3 moves a file to or from a bucket: in which parts, and how many at once."""
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+
 class S3Store:
     """A prefix in a bucket. The bucket must be there; it is asked for at once, so mistakes show early."""
 
@@ -228,9 +238,41 @@ class S3Store:
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 
     def put_file(self, name: str, file: Path) -> None:
-        with self._plain_errors(name):
-            self._client.upload_file(str(file), self.bucket, self._key(name))
+        self.upload(name, file)
         file.unlink()
+
+    def upload(self, name: str, file: Path) -> None:
+        """An object with the content of a file, which stays."""
+        with self._plain_errors(name):
+            self._client.upload_file(str(file), self.bucket, self._key(name), Config=transfer_config())
+
+    def download(self, name: str, file: Path) -> None:
+        """A file with the content of an object."""
+        with self._plain_errors(name):
+            self._client.download_file(self.bucket, self._key(name), str(file), Config=transfer_config())
+
+    def pieces(self, name: str, size: int) -> Iterator[bytes]:
+        """The content of an object, in pieces of at most so many bytes."""
+        with self._plain_errors(name):
+            yield from self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].iter_chunks(size)
+
+    def modified(self, name: str) -> float:
+        """When an object was written, seconds since 1970."""
+        with self._plain_errors(name):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(name))["LastModified"].timestamp()
+
+    def remove(self, name: str) -> None:
+        """One object, which need not be there."""
+        with self._plain_errors(name):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def remove_all(self, prefix: str) -> None:
+        """Every object whose name begins with `prefix`."""
+        keys = [{"Key": self._key(name)} for name in self.names(prefix)]
+        for start in range(0, len(keys), _OBJECTS_AT_ONCE):
+            some = {"Objects": keys[start : start + _OBJECTS_AT_ONCE], "Quiet": True}
+            with self._plain_errors():
+                self._client.delete_objects(Bucket=self.bucket, Delete=some)
 
     def put_folder(self, name: str, folder: Path, last: str) -> None:
         for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):

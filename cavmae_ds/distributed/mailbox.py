@@ -10,8 +10,9 @@ from threading import Event
 
 from cavmae_ds.distributed.collectives import from_first_rank
 from cavmae_ds.distributed.process_group import open_store
+from cavmae_ds.retry import Backoff
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.5
+_POLLING = Backoff(0.005, 0.5, factor=1.5)
 
 
 class Unheard(Exception):
@@ -33,13 +34,13 @@ class Talk:
     def hear(self, key: str, limit_s: float = math.inf) -> str:
         """Wait for what a rank says. Raises Unheard after limit_s, or when this rank has been told to stop."""
         # The store's own wait prints a warning for each that runs out.
-        deadline, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S
+        deadline, checks = time.monotonic() + limit_s, 0
         while not self._store.check([key]):
             if time.monotonic() > deadline:
                 raise Unheard(f"nothing was heard of {key} for {limit_s:.0f} s")
-            if self._stop.wait(pause_s):
+            checks += 1
+            if self._stop.wait(_POLLING.pause_s(checks)):
                 raise Unheard("this rank is ending")
-            pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
         return self._store.get(key).decode()
 
     def hear_all(self, keys: list[str], limit_s: float) -> None:

@@ -13,7 +13,7 @@ from itertools import count, islice
 from typing import Any, NamedTuple
 
 from cavmae_ds.data.storage import S3Store, open_store, s3_client
-from cavmae_ds.doctor.clocks import clock_finding
+from cavmae_ds.doctor.environment import clock_finding
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.doctor.space import STORED_CLIP_BYTES
 from cavmae_ds.errors import DataError, distinct
@@ -47,11 +47,11 @@ def check_address(url: str, limit_s: float, clips_per_second: float, written: bo
     store = open_store(url, ANSWER_S)
     found = []
     if isinstance(store, S3Store):
-        client = _client()
+        client = s3_client(connect_timeout_s=5, answer_timeout_s=ANSWER_S, attempts=2)
         found.append(_clock(store, client))
         if written:
             _write_and_remove(store, client)
-        objects = Objects(_listed(store, client), [_reader(store, client), _reader(store, _client())])
+        objects = Objects(_listed(store, client), [store.get_range, open_store(url, ANSWER_S).get_range])
     else:
         objects = Objects(store.sizes(""), [store.get_range])
     count_said = f"{len(objects.sizes)}{'+' if len(objects.sizes) == OBJECTS else ''} objects"
@@ -123,19 +123,6 @@ def _latency_ms(read: Read, sizes: Mapping[str, int]) -> float:
         read(name, 0, 1)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken) * 1e3
-
-
-def _client() -> Any:
-    return s3_client(connect_timeout_s=5, answer_timeout_s=ANSWER_S, attempts=2)
-
-
-def _reader(store: S3Store, client: Any) -> Read:
-    def read(name: str, start: int, stop: int) -> bytes:
-        with _allowed(store, "s3:GetObject"):
-            wanted = f"bytes={start}-{stop - 1}"
-            return client.get_object(Bucket=store.bucket, Key=_key(store, name), Range=wanted)["Body"].read()
-
-    return read
 
 
 def _listed(store: S3Store, client: Any) -> dict[str, int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import torch
+from torch.utils.collect_env import get_nvidia_driver_version, run
 
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.environment import ranks_of_this_host
@@ -18,7 +17,6 @@ GIB = 2**30
 MOST_IN_USE = 0.05
 """Share of a GPU's memory that may be in use before a run starts: a context and a desktop take less."""
 GPU_FILES = Path("/dev/nvidiactl"), Path("/dev/kfd")
-ANSWER_S = 20.0
 
 
 def check_devices(cfg: RunConfig, local_rank: int) -> list[Finding]:
@@ -76,16 +74,8 @@ def _gpu(cfg: RunConfig, local_rank: int) -> list[Finding]:
 
 
 def _driver() -> str:
-    """The driver's version as its own tool says it, or why not."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "unknown (no nvidia-smi)"
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        return f"unknown (nvidia-smi took longer than {ANSWER_S:g} s)"
-    return said.stdout.partition("\n")[0].strip() or "unknown"
+    """The driver's version as nvidia-smi says it."""
+    return get_nvidia_driver_version(run) or "unknown"
 
 
 def check_threads(cfg: RunConfig) -> list[Finding]:

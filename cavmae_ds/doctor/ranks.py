@@ -30,12 +30,11 @@ from torch.distributed import Store
 
 from cavmae_ds.config.load import to_yaml
 from cavmae_ds.distributed.process_group import World, open_store, open_world
-from cavmae_ds.doctor.clocks import clocks_of_ranks
-from cavmae_ds.doctor.environment import SHOWN
+from cavmae_ds.doctor.environment import SHOWN, clocks_of_ranks
 from cavmae_ds.doctor.examine import Asked, own_findings, run_findings
 from cavmae_ds.doctor.finding import Finding, Verdict, bounded, fix, ok
 from cavmae_ds.doctor.links import check_links, moment
-from cavmae_ds.doctor.report import Line, merged, spans
+from cavmae_ds.doctor.report import Line, merged, spans, with_hosts
 from cavmae_ds.doctor.versions import installed_packages
 from cavmae_ds.errors import RankError
 from cavmae_ds.fault_tolerance.exit import ExitCode, leave, say
@@ -197,13 +196,13 @@ def own_name(name: str, resolved: str, interface: str, towards: str, hosts: int)
 
 def differences(who: Mapping[int, Facts]) -> list[Finding]:
     """What is not the same on all ranks."""
-    found = []
+    found, hosts = [], {rank: each.host for rank, each in who.items()}
     for key, do in ADVICE.items():
         ranks_of = defaultdict(list)
         for rank, each in who.items():
             ranks_of[each.alike[key]].append(rank)
         if len(ranks_of) > 1:
-            parts = [f"{value} on ranks {_named(ranks, who)}" for value, ranks in ranks_of.items()]
+            parts = [f"{value} on ranks {with_hosts(ranks, hosts)}" for value, ranks in ranks_of.items()]
             found.append(fix(f"same {key}", "; ".join(parts), do))
     same = [key for key in ADVICE if f"same {key}" not in {finding.name for finding in found}]
     return [*found, ok("alike on all ranks", ", ".join(same))] if same else found
@@ -230,11 +229,6 @@ def silent(size: int, heard: Iterable[int], hosts: Mapping[int, str]) -> list[Fi
     return [
         fix("silent ranks", f"{spans(missing)} (host {names})", "look at that host: what it prints, dmesg, its load")
     ]
-
-
-def _named(ranks: Sequence[int], who: Mapping[int, Facts]) -> str:
-    hosts = list(dict.fromkeys(who[rank].host for rank in ranks))
-    return f"{spans(ranks)} ({', '.join(hosts[:3])}{', ...' if len(hosts) > 3 else ''})"
 
 
 class _Meeting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,12 +52,10 @@ def spans(ranks: Iterable[int]) -> str:
     return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in parts)
 
 
-def where(line: Line, hosts: Mapping[int, str]) -> str:
-    """Which ranks, and their hosts where these are few."""
-    names = list(dict.fromkeys(hosts.get(rank, "?") for rank in line.ranks))
-    if not line.ranks:
-        return "all"
-    return f"{spans(line.ranks)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+def with_hosts(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
+    """Which ranks, and the first of their hosts; no ranks: all."""
+    names = list(dict.fromkeys(hosts.get(rank, "?") for rank in ranks))
+    return f"{spans(ranks)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if ranks else "all"
 
 
 def shortened(lines: Sequence[Line]) -> list[Line]:
@@ -65,15 +64,12 @@ def shortened(lines: Sequence[Line]) -> list[Line]:
     for line in lines:
         in_order = line.finding.verdict == Verdict.OK
         short.setdefault(line.finding.name if in_order else line.finding, []).append(line)
-    return [_one(alike) for alike in short.values()]
-
-
-def _one(alike: Sequence[Line]) -> Line:
-    first, *others = alike
-    if not others:
-        return first
-    found = f"{first.finding.found}; {len(others)} more in order"
-    return Line(first.finding._replace(found=found), tuple(sorted(rank for line in alike for rank in line.ranks)))
+    shown = []
+    for (finding, ranks), *others in short.values():
+        if others:
+            finding = finding._replace(found=f"{finding.found}; {len(others)} more in order")
+        shown.append(Line(finding, tuple(sorted({*ranks, *(rank for line in others for rank in line.ranks)}))))
+    return shown
 
 
 def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dict[str, Any]:
@@ -93,26 +89,21 @@ def document(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> dic
 
 def table(lines: Sequence[Line], hosts: Mapping[int, str], ranks: int) -> Table:
     """A line for each finding, what to do below it."""
-    columns: list[Column | str] = [
-        "",
-        Column("check", no_wrap=True),
-        "found",
-        *(["ranks (hosts)"] if ranks > 1 else []),
-    ]
-    drawn = folding_table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    whose = ["ranks (hosts)"] if ranks > 1 else []
+    check = Column("check", no_wrap=True)
+    drawn = folding_table("", check, "found", *whose, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for line in shortened(lines):
         name, verdict, found, do = line.finding
         said = Text(for_display(found))
         if do:
             said.append(f"\n-> {for_display(do)}", "bold")
-        ranks_said = [where(line, hosts)] if ranks > 1 else []
+        ranks_said = [with_hosts(line.ranks, hosts)] if whose else []
         drawn.add_row(Text(verdict.value, COLOURS[verdict]), name, said, *ranks_said)
     return drawn
 
 
 def summary(lines: Sequence[Line]) -> str:
     """The last line."""
-    counts = {verdict: sum(line.finding.verdict == verdict for line in lines) for verdict in Verdict}
-    if counts[Verdict.FIX]:
-        return f"{counts[Verdict.FIX]} to fix first, {counts[Verdict.NOTE]} to know, {counts[Verdict.OK]} in order"
-    return f"nothing to fix, {counts[Verdict.NOTE]} to know, {counts[Verdict.OK]} in order"
+    counts = Counter(line.finding.verdict for line in lines)
+    first = f"{counts[Verdict.FIX]} to fix first" if counts[Verdict.FIX] else "nothing to fix"
+    return f"{first}, {counts[Verdict.NOTE]} to know, {counts[Verdict.OK]} in order"

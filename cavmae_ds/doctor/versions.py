@@ -1,16 +1,15 @@
-"""The installed packages against the set that was made to fit together (setup.cfg, launch/constraints.txt)."""
+"""The installed packages against what pip says of them and the set tried together (launch/constraints.txt)."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable, Mapping
-from configparser import ConfigParser
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import distributions, metadata
+from importlib.metadata import distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -18,20 +17,24 @@ from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.errors import CHECKOUT, pip_install
 
 MATCHED = ("torch", "torchvision", "torchaudio", "triton", "deepspeed", "mosaicml-streaming", "numpy")
-"""Made for each other by minor version (spec/engine-notes.md 8)."""
+"""Made for each other by minor version."""
 _SHOWN = 6
 
 
-def check_versions(checkout: Path = CHECKOUT) -> list[Finding]:
-    """Python, requirements, and the matched set; a package that is broken by its neighbour fails to import."""
-    pythons, wanted = declared(checkout)
-    installed = installed_packages()
-    return [
-        python_version(platform.python_version(), pythons),
-        requirements_met(wanted, installed),
-        *as_constrained(constraints(checkout), installed),
-        *(importable(name, installed[name]) for name in ("torchvision", "torchaudio") if name in installed),
-    ]
+def check_versions() -> list[Finding]:
+    """What `pip check` says, the matched set; a package that is broken by its neighbour fails to import."""
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    found = [requirements_met([] if checked.returncode == 0 else (checked.stdout or checked.stderr).splitlines())]
+    found += as_constrained(constraints(CHECKOUT), installed_packages())
+    return [*found, *(importable(name) for name in ("torchvision", "torchaudio"))]
+
+
+def requirements_met(broken: Sequence[str]) -> Finding:
+    """Packages that are missing or of a version that is not allowed, a line of pip for each."""
+    ours = [line for line in broken if line.startswith("cavmae-ds ")]
+    if ours:
+        return fix("packages", "; ".join(ours), pip_install("cavmae-ds"))
+    return note("packages", _some("; ", broken)) if broken else ok("packages", "pip check finds all requirements met")
 
 
 def installed_packages() -> dict[str, str]:
@@ -42,63 +45,17 @@ def installed_packages() -> dict[str, str]:
     return versions
 
 
-def declared(checkout: Path) -> tuple[SpecifierSet, list[Requirement]]:
-    """Pythons and packages that ours needs: as the checkout says, or the installed package where there is none."""
-    setup = checkout / "setup.cfg"
-    if setup.is_file():
-        parser = ConfigParser(interpolation=None)
-        parser.read(setup, "utf-8")
-        options = parser["options"]
-        pythons, lines = options["python_requires"], options["install_requires"].strip().splitlines()
-    else:
-        ours = metadata("cavmae-ds")
-        pythons = ours["Requires-Python"]
-        lines = [line for line in ours.get_all("Requires-Dist", []) if "extra ==" not in line]
-    return SpecifierSet(pythons), [Requirement(line) for line in lines]
-
-
-def python_version(version: str, allowed: SpecifierSet) -> Finding:
-    """Whether the package runs on this Python."""
-    if version in allowed:
-        return ok("Python", version)
-    return fix("Python", f"{version}, needs {allowed}", "make the environment with Python 3.11: launch/quickstart.sh")
-
-
 def constraints(checkout: Path) -> list[Requirement]:
     """The exact versions that were tried together; none without a checkout."""
     path = checkout / "launch" / "constraints.txt"
-    if not path.is_file():
-        return []
-    lines = path.read_text("utf-8").splitlines()
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def requirements_met(wanted: Iterable[Requirement], installed: Mapping[str, str]) -> Finding:
-    """Packages that are missing, or of a version that is not allowed."""
-    problems, packages, count = [], [], 0
-    for one in wanted:
-        if one.marker and not one.marker.evaluate():
-            continue
-        count += 1
-        version = installed.get(canonicalize_name(one.name))
-        if version is None:
-            problems.append(f"{one.name} is not installed")
-        elif not one.specifier.contains(version, prereleases=True):
-            problems.append(f"{one.name} {version}, needs {one.specifier}")
-        else:
-            continue
-        packages.append(f"{one.name}{one.specifier}")
-    if problems:
-        return fix("packages", "; ".join(problems), pip_install(*packages))
-    return ok("packages", f"all {count} requirements are met")
-
-
 def as_constrained(wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Finding]:
-    """The matched set must be the one tried together, up to its last number; others are only said."""
-    apart: list[str] = []
-    packages: list[str] = []
-    others: list[str] = []
-    matched: list[str] = []
+    """The matched set must be the one tried together, up to its last number; others are only listed."""
+    apart: dict[str, str] = {}
+    others, matched = [], []
     for one in wanted:
         name = canonicalize_name(one.name)
         if name not in installed or (one.marker and not one.marker.evaluate()):
@@ -106,27 +63,30 @@ def as_constrained(wanted: Iterable[Requirement], installed: Mapping[str, str]) 
         have, tried = Version(installed[name]), Version(next(iter(one.specifier)).version)
         if name in MATCHED:
             matched.append(f"{name} {have}")
-        if have.public == tried.public:
-            continue
-        fits = name not in MATCHED or have.release[:2] == tried.release[:2]
-        (others if fits else apart).append(f"{name} {have} instead of {tried}")
-        if not fits:
-            packages.append(str(one))
-    found = [fix("matched set", "; ".join(apart), pip_install(*packages))] if apart else []
-    if matched and not apart:
+        if name in MATCHED and have.release[:2] != tried.release[:2]:
+            apart[str(one)] = f"{name} {have} instead of {tried}"
+        elif have.public != tried.public:
+            others.append(f"{name} {have} instead of {tried}")
+    found = []
+    if apart:
+        found.append(fix("matched set", "; ".join(apart.values()), pip_install(*apart)))
+    elif matched:
         found.append(ok("matched set", ", ".join(matched)))
     if others:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-        found.append(note("other versions", f"not those tried together: {', '.join(others[:_SHOWN])}{more}"))
+        found.append(note("other versions", f"not those tried together: {_some(', ', others)}"))
     return found
 
 
-def importable(name: str, version: str) -> Finding:
+def _some(separator: str, texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return separator.join(texts[:_SHOWN]) + more
+
+
+def importable(name: str) -> Finding:
     """torchvision and torchaudio refuse a torch that was built for another CUDA."""
     try:
         import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        do = pip_install("torch", name)
-        return fix(name, f"{version} cannot be loaded beside this torch: {said}", do)
-    return ok(name, f"{version} loads beside this torch")
+        return fix(name, f"cannot be loaded beside this torch: {said}", pip_install("torch", name))
+    return ok(name, "loads beside this torch")

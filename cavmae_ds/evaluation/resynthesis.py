@@ -25,17 +25,14 @@ EDGE = 2  # rows repeated at both ends: a sound's first and last half window are
 
 
 def check_torchaudio() -> None:
-    """Raises ConfigError if what guesses phases is not installed, or was built for another torch."""
+    """Raises ConfigError if what guesses phases was built for another torch: then its library does not load."""
     try:
         import torchaudio.functional  # noqa: F401
-    except ImportError as error:
-        wrong = str(error).partition("\n")[0]
-    except (OSError, RuntimeError) as error:  # its library does not load beside this torch
-        wrong = f"it cannot be loaded beside this torch: {str(error).partition(chr(10))[0]}"
-    else:
-        return
-    command = pip_install("cavmae-ds[sound]")
-    raise ConfigError(f"--sound needs torchaudio ({wrong}); {command}, or leave --sound out")
+    except (ImportError, OSError, RuntimeError) as error:
+        wrong, command = str(error).partition("\n")[0], pip_install("torch", "torchaudio")
+        raise ConfigError(
+            f"--sound: torchaudio cannot be loaded beside this torch: {wrong}; {command}, or leave --sound out"
+        ) from error
 
 
 def sound_of(log_mel: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from cavmae_ds.fault_tolerance.exit import ExitCode, say
 from cavmae_ds.launcher.attempt import Asked, Attempt
 from cavmae_ds.launcher.hosts import CONNECTION_LOST, Host, unreachable
 from cavmae_ds.launcher.world_size import largest_shape
+from cavmae_ds.retry import Backoff
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+_BACKOFF = Backoff(5.0, 300.0)
 _GRACES = 2.0  # a rank hears of a stop when its step is over, and saves then
 # Below the range that outgoing connections are given theirs from. One fixed port would be another run's, too.
 _PORTS = range(20_000, 30_000)
@@ -53,7 +54,7 @@ class Supervisor:
                 if failures > self.restarts:
                     _tell(f"giving up after {failures} failures without a checkpoint in between (--restarts)")
                     return code
-                pause_s = min(_FIRST_PAUSE_S * 2 ** (failures - 1), _LONGEST_PAUSE_S)
+                pause_s = _BACKOFF.pause_s(failures)
                 _tell(f"restart {failures} of {self.restarts} from step {saved} in {pause_s:g} s")
                 asked.pause(pause_s)
                 self._await_shards(asked)
@@ -98,7 +99,7 @@ class Supervisor:
                     break
                 except DataError as error:
                     _tell(f"waiting for the shards: {error}")
-                    asked.pause(_FIRST_PAUSE_S)
+                    asked.pause(_BACKOFF.first_s)
 
     def _saved_step(self) -> int:
         """Of the newest checkpoint, in the run folder or the bucket."""

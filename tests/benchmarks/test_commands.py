@@ -47,7 +47,7 @@ def link_packages_without_extras(folder: Path) -> None:
     for line in filter(None, "\n".join(setup["options.extras_require"].values()).splitlines()):
         with suppress(PackageNotFoundError):
             hidden |= {file.parts[0] for file in distribution(Requirement(line).name).files or ()}
-    assert {"scipy", "sklearn", "torchaudio", "pyarrow"} <= hidden
+    assert {"scipy", "sklearn", "pyarrow"} <= hidden
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if path.name not in hidden:
             (folder / path.name).symlink_to(path)

@@ -15,6 +15,7 @@ import torch
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights
 from cavmae_ds.checkpoint.bucket import open_bucket
+from cavmae_ds.checkpoint.folder import UNFINISHED
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.evaluation.roc_curves import read_curves
 from tests.chaos import disturbances as to
@@ -117,7 +118,7 @@ def survive(stage: Stage, folder: Path, steps: int, pace_s: float, seed: int, pl
         assert run.left_behind() == []
         assert "Traceback" not in run.printed
         assert_same(run.run_dir, truth, steps)
-        assert open_bucket(address).steps()[-1] == steps and open_bucket(address).half_sent() == []
+        assert open_bucket(address).steps()[-1] == steps and open_bucket(address).steps(UNFINISHED) == []
     finally:
         run.end()
         if mounted:

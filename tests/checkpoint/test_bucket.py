@@ -13,7 +13,7 @@ import pytest
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
 from cavmae_ds.checkpoint.bucket import Bucket, open_bucket
-from cavmae_ds.checkpoint.folder import partial
+from cavmae_ds.checkpoint.folder import SET_ASIDE, UNFINISHED, partial
 from cavmae_ds.checkpoint.lease import Lease
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.run_lock import LOCK
@@ -56,7 +56,7 @@ def test_damaged_checkpoints_in_the_bucket_are_set_aside_and_the_one_before_is_f
     assert both("restored 10") <= set(said.splitlines())
     assert f"step-00000020' is damaged: {RANK_1} is not what was written" in said
     assert f"step-00000030' is damaged: {RANK_0} is missing" in said
-    assert bucket.steps() == [10] and bucket.damaged() == [20, 30]
+    assert bucket.steps() == [10] and bucket.steps(SET_ASIDE) == [20, 30]
 
 
 def test_hosts_without_a_common_disk_fetch_what_they_lack_and_no_more(address, tmp_path):
@@ -112,7 +112,7 @@ def test_a_server_killed_while_a_checkpoint_is_sent_costs_nothing_but_time(serve
     again.touch()
     wait_for(lambda: both("sent") <= set(ranks.printed.splitlines()))
     bucket = open_bucket(address)
-    assert bucket.steps() == [20] and bucket.half_sent() == []
+    assert bucket.steps() == [20] and bucket.steps(UNFINISHED) == []
     server.kill()
     last.touch()
     said = ranks.wait().stdout
@@ -142,11 +142,11 @@ def test_half_sent_checkpoints_and_superseded_ones_are_removed(address, tmp_path
         bucket.put_bytes(f"step-{step:08d}/manifest.json", b"{}")
     bucket.put(50, file)  # being sent
     bucket.set_aside(20)
-    assert (bucket.steps(), bucket.half_sent(), bucket.damaged()) == ([30, 40], [10, 50], [20])
+    assert (bucket.steps(), bucket.steps(UNFINISHED), bucket.steps(SET_ASIDE)) == ([30, 40], [10, 50], [20])
 
-    assert sorted(bucket.thin_out(Retention(1), newest=40)) == [10, 30]
+    assert sorted(bucket.prune(Retention(1), newest=40)) == [10, 30]
 
-    assert (bucket.steps(), bucket.half_sent(), bucket.damaged()) == ([40], [50], [20])
+    assert (bucket.steps(), bucket.steps(UNFINISHED), bucket.steps(SET_ASIDE)) == ([40], [50], [20])
 
 
 RUN = """\

@@ -48,7 +48,6 @@ def test_alone_a_run_in_order_is_said_to_be_and_written_down(run_file, tmp_path)
     assert told.returncode == (2 if "FIX" in {each["verdict"] for each in found.values()} else 0)
     assert found["run"]["found"] == "24 clips, 4 steps of 8 clips", told.stdout + told.stderr
     in_order = (
-        "Python",
         "packages",
         "matched set",
         "torchaudio",

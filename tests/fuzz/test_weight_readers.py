@@ -17,7 +17,7 @@ from cavmae_ds.checkpoint.engine_state import checked_scalars
 from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, FileRecord, file_hash, read_manifest, verify
 from cavmae_ds.checkpoint.manifest_file import CHECKSUM, checksum, manifest_bytes
 from cavmae_ds.checkpoint.rewinds import REWINDS, read_rewinds
-from cavmae_ds.checkpoint.shelf import FolderShelf
+from cavmae_ds.checkpoint.store import FolderStore, entries
 from cavmae_ds.checkpoint.weights import assemble, export_weights
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models.cavmae.mae import read_mae
@@ -143,8 +143,8 @@ def test_a_manifest_of_a_checkpoint(checkpoint, data, resealed):
     try:
         path.write_bytes(changed)
         works_or_is_refused(lambda: use(checkpoint))
-        shelf = FolderShelf(checkpoint.parent)
-        assert _overview(shelf, shelf.entries()).row_count == 1
+        store = FolderStore(checkpoint.parent)
+        assert _overview(store, entries(store)).row_count == 1
         if not resealed and json_of(changed) != json_of(content):
             with pytest.raises(CheckpointError):  # no change of what it says goes unnoticed
                 read_manifest(checkpoint)

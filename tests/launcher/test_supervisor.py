@@ -15,6 +15,7 @@ import pytest
 from cavmae_ds.launcher import supervisor
 from cavmae_ds.launcher.hosts import HERE, Host
 from cavmae_ds.launcher.supervisor import Supervisor, summary
+from cavmae_ds.retry import Backoff
 from cavmae_ds.tasks import validate_run
 
 # Ends with the next code of the plan, after saving a checkpoint if the plan says so; "wait": stops when it is told to.
@@ -50,7 +51,7 @@ def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: in
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(supervisor, "_BACKOFF", Backoff(0.1, 300.0))
 
 
 def test_a_run_that_gets_further_is_started_again_and_one_that_does_not_is_given_up(tmp_path, capfd):

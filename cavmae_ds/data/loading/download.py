@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import stat
 import tempfile
 import threading
@@ -29,16 +28,9 @@ from streaming.base.world import World
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.index import INDEX, read_index
 from cavmae_ds.data.format.schema import Damage
-from cavmae_ds.data.storage import bucket_and_prefix, open_store, s3_client
-from cavmae_ds.data.transfers import (
-    FINAL_ATTEMPTS,
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    PART_BYTES,
-    PARTS_AT_ONCE,
-    is_final,
-)
+from cavmae_ds.data.storage import bucket_and_prefix, open_store, s3_client, transfer_config
 from cavmae_ds.errors import DataError
+from cavmae_ds.retry import call_with_retries
 
 log = logging.getLogger(__name__)
 
@@ -136,41 +128,32 @@ class ShardStream(Stream):
 
     def _download(self, name: str, part: Path) -> None:
         """One object to a file, patiently. Raises ShardError with the last cause when patience is at its end."""
-        started = time.monotonic()
-        for attempt in range(1, self._data.download_retries + 2):
+
+        def once() -> None:
             try:
                 self._download_once(name, part)
-                return
-            except Exception as error:  # of botocore, urllib3, s3transfer or the disk
+            except Exception:
                 self._client = None
-                pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-                spent = time.monotonic() - started
-                if (
-                    attempt > self._data.download_retries
-                    or spent + pause > self._data.download_timeout_seconds
-                    or (is_final(error) and attempt >= FINAL_ATTEMPTS)
-                ):
-                    raise ShardError(
-                        f"{self.address.rstrip('/')}/{name} could not be fetched in {attempt} attempts and "
-                        f"{spent:.0f} s: {error}"
-                    ) from error
-                log.warning("fetching %s failed (%s), next attempt in %.1f s", name, error, pause)
-                time.sleep(pause)
+                raise
+
+        def explained(error: Exception, attempts: int, spent_s: float) -> ShardError:
+            url = f"{self.address.rstrip('/')}/{name}"
+            return ShardError(f"{url} could not be fetched in {attempts} attempts and {spent_s:.0f} s: {error}")
+
+        call_with_retries(
+            once, f"fetching {name}", limit_s=self._data.download_timeout_seconds,
+            attempts=self._data.download_retries + 1, explained=explained,
+        )  # fmt: skip
 
     def _download_once(self, name: str, part: Path) -> None:
-        from boto3.s3.transfer import TransferConfig
-
         patience_s = self._data.answer_timeout_s
         client = self._client  # another thread may give it up meanwhile
         if client is None:  # made where it is used: it would not survive a fork
             client = s3_client(connect_timeout_s=patience_s, answer_timeout_s=patience_s, attempts=1)
             self._client = client
-        parts = TransferConfig(
-            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE
-        )
         bucket, prefix = bucket_and_prefix(self.address)
         with part.open("wb") as file:
-            client.download_fileobj(bucket, f"{prefix}/{name}".lstrip("/"), file, Config=parts)
+            client.download_fileobj(bucket, f"{prefix}/{name}".lstrip("/"), file, Config=transfer_config())
 
 
 def cache_folder(address: str, cache: Path | None) -> Path:

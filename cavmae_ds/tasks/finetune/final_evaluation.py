@@ -18,7 +18,7 @@ from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, MASTER
-from cavmae_ds.checkpoint.shelf import open_shelf
+from cavmae_ds.checkpoint.store import open_checkpoints
 from cavmae_ds.checkpoint.weights import assemble, export_weights
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.loading.evaluation import ValidationClips
@@ -140,8 +140,8 @@ def _newest_checkpoint(cfg: FinetuneConfig) -> Iterator[Path]:
         yield newest
         return
     # Hosts without a common disk have the files of their own ranks; all of them are in the bucket.
-    shelf, name = open_shelf(f"{cfg.checkpoint.address}/{newest.name}")
-    with shelf.opened(name, manifest, lambda count: None) as folder:
+    store, name = open_checkpoints(f"{cfg.checkpoint.address}/{newest.name}")
+    with store.opened(name, manifest, lambda count: None) as folder:
         yield folder
 
 

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from torchaudio.compliance import kaldi
 
 from cavmae_ds.data.transforms.log_mel import LogMel, frames_of, mel_bank
 from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD, denormalise_images, training_normalisation
@@ -18,7 +19,6 @@ SECONDS_10 = 160_000
 
 def torchaudio_log_mel(sound: torch.Tensor) -> torch.Tensor:
     """Kaldi's filter bank as torchaudio has it, of one float clip [N] after its mean is taken away."""
-    kaldi = pytest.importorskip("torchaudio.compliance.kaldi", reason="torchaudio is a test-only dependency")
     return kaldi.fbank(
         (sound - sound.mean()).unsqueeze(0),
         htk_compat=True,
