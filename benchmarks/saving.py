@@ -40,7 +40,8 @@ def saving(model: str, rounds: int, folder: Path) -> dict[str, Any]:
     """One model on one rank, ZeRO 2, bf16 or fp32 makes no difference to what is saved."""
     from cavmae_ds.atomic_io import flush
     from cavmae_ds.checkpoint.engine_state import EngineState
-    from cavmae_ds.checkpoint.folder import Manifest, file_hash
+    from cavmae_ds.checkpoint.folder import file_hash
+    from cavmae_ds.checkpoint.manifest import Manifest
     from cavmae_ds.checkpoint.retention import Retention
     from cavmae_ds.checkpoint.shared_dir import find_disk
     from cavmae_ds.checkpoint.writer import Writer

@@ -11,22 +11,24 @@ from typing import TypeVar
 
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
-    MANIFEST,
     READ_BYTES,
     SET_ASIDE,
     UNFINISHED,
     WHOLE,
-    DamagedCheckpoint,
-    FileRecord,
-    Manifest,
     Read,
     is_whole,
-    parse_manifest,
     step_name,
     step_of,
     verify_sizes,
 )
-from cavmae_ds.checkpoint.manifest_file import manifest_bytes
+from cavmae_ds.checkpoint.manifest import (
+    MANIFEST,
+    DamagedCheckpoint,
+    FileRecord,
+    Manifest,
+    manifest_bytes,
+    parse_manifest,
+)
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.data.storage import S3Store, bucket_and_prefix
 from cavmae_ds.errors import DataError

@@ -17,7 +17,8 @@ from cavmae_ds.errors import CheckpointError
 from cavmae_ds.terminal import echo, folding_table, out_console, progress_bar
 
 if TYPE_CHECKING:
-    from cavmae_ds.checkpoint.folder import Manifest, Read
+    from cavmae_ds.checkpoint.folder import Read
+    from cavmae_ds.checkpoint.manifest import Manifest
     from cavmae_ds.checkpoint.store import CheckpointStore, Entry
 
 EXIT_DAMAGED = 4

@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import FROZEN, MASTER, MEANS, Piece, PieceReader
+from cavmae_ds.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest, ParameterRecord
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.distributed.zero_layout import (

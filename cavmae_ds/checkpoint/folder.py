@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints, ValidationError
-from pydantic_core import from_json
 
 from cavmae_ds.atomic_io import flush
-from cavmae_ds.checkpoint.manifest_file import checked_fields, contradiction, manifest_bytes
-from cavmae_ds.errors import CheckpointError, shortened
+from cavmae_ds.checkpoint.manifest import (
+    MANIFEST,
+    DamagedCheckpoint,
+    FileRecord,
+    Manifest,
+    manifest_bytes,
+    parse_manifest,
+)
+from cavmae_ds.errors import CheckpointError
 
-FORMAT = 3
-"""2 had no checksum of the manifest and is still read; 1 was DeepSpeed's own format in a folder with a manifest."""
-MANIFEST = "manifest.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
 WHOLE, SET_ASIDE, UNFINISHED = "whole", "set aside", "unfinished"
 
@@ -34,75 +34,6 @@ Read = Callable[[int], None]
 
 _STEP = re.compile(r"step-(\d{8,})")
 READ_BYTES = 1 << 20
-
-# Names come from data: one that could lead out of the folder is not accepted.
-FileName = Annotated[str, StringConstraints(pattern=r"^rank-\d{5,}-of-\d{5,}\.safetensors$")]
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is not what was written; the one before it may be."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class FileRecord(_Frozen):
-    """What a file must be."""
-
-    bytes: NonNegativeInt
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class ParameterRecord(_Frozen):
-    """What a parameter of the model is."""
-
-    shape: list[NonNegativeInt]
-    dtype: str
-    """As torch prints it, without "torch."; a frozen parameter is saved in it, a trained one in float32."""
-    trained: bool
-    """An optimizer holds it; else it was frozen."""
-
-
-class Rewind(NamedTuple):
-    """Steps whose clips are seen without an update, because the loss rose there: first and last, counted from 1."""
-
-    first: int
-    last: int
-
-
-class Manifest(_Frozen):
-    """Everything about a checkpoint but its large tensors."""
-
-    format: PositiveInt = FORMAT
-    step: NonNegativeInt
-    """Optimizer steps done."""
-    clips_seen: NonNegativeInt
-    ranks: PositiveInt
-    """That wrote it; any other number can read it."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)]
-    states: list[str] = []
-    """Kinds of values saved of the parameters: master, exp_avg, ema, ..."""
-    rewinds: list[Rewind] = []
-    """How often the run had gone back, and which steps it left out for that."""
-    scalars: dict[str, Any] = {}
-    """What the engine and the optimizer hold besides tensors."""
-    identity: dict[str, Any] = {}
-    """What must be the same for a resume to continue the same run: setting -> value."""
-    parameters: dict[str, ParameterRecord] = {}
-    config: dict[str, Any] = {}
-    """The run's sections, as in its run file."""
-    files: dict[FileName, FileRecord] = {}
-
-    @property
-    def bytes(self) -> int:
-        """Of all files."""
-        return sum(record.bytes for record in self.files.values())
-
-    @property
-    def stamp(self) -> str:
-        """The same only for checkpoints with the same content."""
-        return sha256("".join(sorted(record.sha256 for record in self.files.values())).encode()).hexdigest()
 
 
 def checkpoint_root(run_dir: Path) -> Path:
@@ -145,28 +76,6 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise unreadable(folder, MANIFEST, error) from error
     return parse_manifest(content, str(folder), step_of(folder.name))
-
-
-def parse_manifest(content: bytes, address: str, step: int | None) -> Manifest:
-    """A manifest from its file's content; see read_manifest for the errors. step: of the name, where it has one."""
-    try:
-        fields, version = checked_fields(from_json(content))
-        if version not in (2, FORMAT):
-            raise CheckpointError(
-                f"checkpoint {address!r} has format {version}, this version of cavmae_ds reads {FORMAT}; go on with "
-                "the version that wrote it, or choose another run_dir"
-            )
-        manifest = Manifest.model_validate(fields)
-        problem = contradiction(manifest, step)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = f": {shortened(where)}: {shortened(first['msg'])}"
-    except ValueError as error:
-        problem = f" is no JSON of a manifest ({shortened(str(error))})"
-    if problem:
-        raise DamagedCheckpoint(f"checkpoint {address!r} is damaged: {MANIFEST}{problem}")
-    return manifest
 
 
 def file_hash(path: Path, read: Callable[[int], None] = lambda _: None) -> str:

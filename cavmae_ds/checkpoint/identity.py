@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from cavmae_ds.checkpoint.folder import Manifest
+from cavmae_ds.checkpoint.manifest import Manifest
 from cavmae_ds.config.on_resume import ALLOWABLE, OnResume, settings, values_by_key
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import CheckpointError

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cavmae_ds.checkpoint.folder import DamagedCheckpoint
+from cavmae_ds.checkpoint.manifest import DamagedCheckpoint
 
 MASTER, FROZEN = "master", "frozen"
 """States that are not the optimizer's: fp32 weights, and parameters that no optimizer holds, and buffers."""

@@ -14,10 +14,7 @@ from typing import TypeVar
 from cavmae_ds.checkpoint.bucket import Bucket
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
-    MANIFEST,
     SET_ASIDE,
-    DamagedCheckpoint,
-    Manifest,
     is_whole,
     partial,
     remove_partials,
@@ -26,6 +23,7 @@ from cavmae_ds.checkpoint.folder import (
     verify,
     whole_checkpoints_in,
 )
+from cavmae_ds.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest
 from cavmae_ds.checkpoint.shared_dir import Disk, told_by_first_rank
 from cavmae_ds.checkpoint.store import CheckpointStore, FolderStore
 from cavmae_ds.distributed.collectives import barrier, from_all_ranks

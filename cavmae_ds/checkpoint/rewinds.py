@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from cavmae_ds.atomic_io import written_whole
-from cavmae_ds.checkpoint.folder import Manifest, Rewind
+from cavmae_ds.checkpoint.manifest import Manifest, Rewind
 from cavmae_ds.distributed.collectives import barrier, from_first_rank
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError

@@ -9,9 +9,10 @@ from typing import Any
 
 from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.engine_state import EngineState
-from cavmae_ds.checkpoint.folder import DamagedCheckpoint, Manifest, checkpoint_root
+from cavmae_ds.checkpoint.folder import checkpoint_root
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
 from cavmae_ds.checkpoint.lease import Lease
+from cavmae_ds.checkpoint.manifest import DamagedCheckpoint, Manifest
 from cavmae_ds.checkpoint.restoring import newest_first, restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.rewinds import Rewinds

@@ -10,12 +10,10 @@ from typing import NamedTuple
 from cavmae_ds.checkpoint.bucket import Bucket, open_bucket
 from cavmae_ds.checkpoint.folder import (
     DAMAGED,
-    MANIFEST,
     PARTIAL,
     SET_ASIDE,
     UNFINISHED,
     WHOLE,
-    Manifest,
     Read,
     checkpoint_root,
     read_manifest,
@@ -26,6 +24,7 @@ from cavmae_ds.checkpoint.folder import (
     verify,
     verify_sizes,
 )
+from cavmae_ds.checkpoint.manifest import MANIFEST, Manifest
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.terminal import available_cores

@@ -20,7 +20,8 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 
 from cavmae_ds.checkpoint.bucket import Bucket
-from cavmae_ds.checkpoint.folder import Manifest, is_whole, read_manifest, step_name, whole_checkpoints_in
+from cavmae_ds.checkpoint.folder import is_whole, read_manifest, step_name, whole_checkpoints_in
+from cavmae_ds.checkpoint.manifest import Manifest
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.shared_dir import Disk, Outcome, told_by_first_rank
 from cavmae_ds.distributed.mailbox import Talk, Unheard

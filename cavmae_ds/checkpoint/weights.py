@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cavmae_ds.atomic_io import written_whole
-from cavmae_ds.checkpoint.folder import Manifest, read_manifest, whole_checkpoints
+from cavmae_ds.checkpoint.folder import read_manifest, whole_checkpoints
 from cavmae_ds.checkpoint.layout import AVERAGED, EMA, FROZEN, MASTER, PieceReader
+from cavmae_ds.checkpoint.manifest import Manifest
 from cavmae_ds.errors import CheckpointError
 
 WHOLE_NUMBERS = {"int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}

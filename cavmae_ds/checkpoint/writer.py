@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cavmae_ds.atomic_io import flush
-from cavmae_ds.checkpoint.folder import FileRecord, Manifest, commit, file_hash, partial, remove_partials
+from cavmae_ds.checkpoint.folder import commit, file_hash, partial, remove_partials
 from cavmae_ds.checkpoint.layout import Piece, rank_file
+from cavmae_ds.checkpoint.manifest import FileRecord, Manifest
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.checkpoint.shared_dir import Disk, Outcome
 from cavmae_ds.checkpoint.uploads import Uploads

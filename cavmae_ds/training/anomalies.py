@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cavmae_ds.atomic_io import written_whole
-from cavmae_ds.checkpoint.folder import Rewind
+from cavmae_ds.checkpoint.manifest import Rewind
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.collectives import from_all_ranks, mean_over_ranks

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cavmae_ds.checkpoint.folder import FileRecord, Manifest, ParameterRecord, commit, file_hash, partial, step_name
+from cavmae_ds.checkpoint.folder import commit, file_hash, partial, step_name
 from cavmae_ds.checkpoint.layout import EMA, MASTER, rank_file
+from cavmae_ds.checkpoint.manifest import FileRecord, Manifest, ParameterRecord
 
 ELEMENTS = 100
 

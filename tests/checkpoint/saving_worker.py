@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cavmae_ds.checkpoint import writer
 from cavmae_ds.checkpoint.bucket import open_bucket
-from cavmae_ds.checkpoint.folder import Manifest, checkpoint_root
+from cavmae_ds.checkpoint.folder import checkpoint_root
 from cavmae_ds.checkpoint.layout import MASTER, Piece, PieceReader
+from cavmae_ds.checkpoint.manifest import Manifest
 from cavmae_ds.checkpoint.restoring import FilePath, restore
 from cavmae_ds.checkpoint.retention import Retention
 from cavmae_ds.checkpoint.shared_dir import find_disk

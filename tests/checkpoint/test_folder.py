@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
-from cavmae_ds.checkpoint.folder import (
-    MANIFEST,
-    DamagedCheckpoint,
-    partial,
-    read_manifest,
-    set_aside,
-    verify,
-)
-from cavmae_ds.checkpoint.manifest_file import checksum
+from cavmae_ds.checkpoint.folder import partial, read_manifest, set_aside, verify
+from cavmae_ds.checkpoint.manifest import MANIFEST, DamagedCheckpoint, checksum
 from cavmae_ds.checkpoint.retention import Retention, thin_out
 from cavmae_ds.errors import CheckpointError
 from tests.checkpoint.made import flip_a_byte, make_checkpoint

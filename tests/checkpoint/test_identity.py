@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cavmae_ds.checkpoint.folder import Manifest
 from cavmae_ds.checkpoint.identity import Resumption, check_same_run, identity
+from cavmae_ds.checkpoint.manifest import Manifest
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.finetune.config import FinetuneConfig

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cavmae_ds.checkpoint.folder import DamagedCheckpoint
 from cavmae_ds.checkpoint.layout import MASTER, Piece, PieceReader, rank_file
+from cavmae_ds.checkpoint.manifest import DamagedCheckpoint
 from cavmae_ds.errors import CheckpointError
 
 SIZES = {"blocks_a.0.attn.qkv.weight": 30, "norm.weight": 7, "cls_token": 1}

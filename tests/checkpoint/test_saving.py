@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.checkpoint import checkpoint_root, whole_checkpoints
-from cavmae_ds.checkpoint.folder import MANIFEST, PARTIAL, read_manifest, verify
+from cavmae_ds.checkpoint.folder import PARTIAL, read_manifest, verify
+from cavmae_ds.checkpoint.manifest import MANIFEST
 from tests.checkpoint.made import flip_a_byte
 from tests.ranks import fork_ranks, start_ranks
 

@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from cavmae_ds.checkpoint.commands import _contents, _overview
 from cavmae_ds.checkpoint.engine_state import checked_scalars
-from cavmae_ds.checkpoint.folder import MANIFEST, DamagedCheckpoint, FileRecord, file_hash, read_manifest, verify
-from cavmae_ds.checkpoint.manifest_file import CHECKSUM, checksum, manifest_bytes
+from cavmae_ds.checkpoint.folder import file_hash, read_manifest, verify
+from cavmae_ds.checkpoint.manifest import CHECKSUM, MANIFEST, DamagedCheckpoint, FileRecord, checksum, manifest_bytes
 from cavmae_ds.checkpoint.rewinds import REWINDS, read_rewinds
 from cavmae_ds.checkpoint.store import FolderStore, entries
 from cavmae_ds.checkpoint.weights import assemble, export_weights

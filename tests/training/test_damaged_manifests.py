@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.checkpoint.folder import MANIFEST, file_hash
-from cavmae_ds.checkpoint.manifest_file import CHECKSUM, checksum
+from cavmae_ds.checkpoint.folder import file_hash
+from cavmae_ds.checkpoint.manifest import CHECKSUM, MANIFEST, checksum
 from tests.data.small_shards import small_shards
 from tests.ranks import PRETRAIN, fork_ranks
 

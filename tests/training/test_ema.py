@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from cavmae_ds.checkpoint import checkpoint_root, read_weights
-from cavmae_ds.checkpoint.folder import MANIFEST, FileRecord, Manifest, ParameterRecord, file_hash
+from cavmae_ds.checkpoint.folder import file_hash
 from cavmae_ds.checkpoint.layout import MASTER, Piece, rank_file
-from cavmae_ds.checkpoint.manifest_file import manifest_bytes
+from cavmae_ds.checkpoint.manifest import MANIFEST, FileRecord, Manifest, ParameterRecord, manifest_bytes
 from cavmae_ds.errors import CheckpointError
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cavmae_ds.checkpoint.folder import MANIFEST, FileRecord, Manifest, ParameterRecord
 from cavmae_ds.checkpoint.layout import MASTER, Piece, rank_file
-from cavmae_ds.checkpoint.manifest_file import manifest_bytes
+from cavmae_ds.checkpoint.manifest import MANIFEST, FileRecord, Manifest, ParameterRecord, manifest_bytes
 from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.models.cavmae.config import ModelConfig
