@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +40,10 @@ DryClips = Annotated[
 LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)]
 
 Train = Callable[[StopRequests], None]
+
+FIRST_RANK_SPEAKS_S = 3.0
+"""The other ranks stay so long after a refusal, which the first rank alone prints: torchrun ends all ranks as soon as
+one has left."""
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +188,8 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
     except UserError as error:
         if rank == 0 or isinstance(error, RankError):
             say(f"{what}: error: {error}")
+        else:
+            time.sleep(FIRST_RANK_SPEAKS_S)
         return ExitCode.REFUSED
     except Exception as error:
         if sentence := refusal(error):
@@ -208,6 +215,8 @@ def main(command: Callable[..., None] = pretrain_command) -> None:
         if first or not sentence or isinstance(error, RankError):
             what = command.__name__.partition("_")[0]
             echo(f"{what}: error: {sentence}" if sentence else traceback.format_exc(), err=True)
+        else:
+            time.sleep(FIRST_RANK_SPEAKS_S)
         sys.exit(ExitCode.REFUSED if sentence else ExitCode.DEFECT)
 
 

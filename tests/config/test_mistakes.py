@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,10 @@ MISTAKES = {
     "rate for an unknown batch": (["optim.lr_rule=linear"], ["lr_rule", "reference_batch"]),
     "reference batch without a rule": (["optim.reference_batch=256"], ["lr_rule", "reference_batch=256"]),
     "unknown optimizer": (["optim.name=adagrad"], ["optim.name", "'adamw', 'adam', 'lamb', 'lars' or 'lion'"]),
+    "unknown family": (["model.family=jepa"], ["model.family", "one of cavmae", "'jepa'"]),
+    "family that is no name": (["model.family=[1]"], ["model.family", "one of cavmae", "[1]"]),
+    "task of another script": (["task=finetune"], ["task is 'finetune'", "launch/pretrain.py", "launch/finetune.py"]),
+    "unknown task": (["task=segment"], ["task is 'segment'", "launch/pretrain.py", "launch/train.py"]),
     "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "silence within a few signs of life": (["watch.silence_seconds=1"], ["watch.silence_seconds", "equal to 5", "1"]),
@@ -233,3 +238,13 @@ def test_a_dry_run_prints_a_config_that_loads_again_and_the_numbers_that_follow(
         "# zero_stage: 2",
     ):
         assert line in finished.stdout
+
+
+def test_torchrun_lets_the_first_rank_say_what_is_wrong(run_file, tmp_path):
+    """torchrun ends all ranks when one has left: the others wait until the first one has spoken."""
+    options = "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"
+    finished = subprocess.run(
+        [Path(sys.executable).with_name("torchrun"), *options, str(PRETRAIN), str(run_file), "mask.rato=0.5"],
+        env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "pretrain: error: unknown key 'mask.rato', did you mean" in finished.stderr
