@@ -1,6 +1,6 @@
 """Random masks from the clip's own numbers: B clips, L patches on a grid of rows x columns, K kept ones.
 
-Patches are ranked by a uniform draw (clip_random's Philox counters), equal draws by patch: the first K are kept,
+Patches are ranked by a uniform draw (per_sample_rng's Philox counters), equal draws by patch: the first K are kept,
 in that order. Chosen rows and columns of the grid have their patches' draws lifted by 1, so they are hidden first.
 """
 
@@ -69,7 +69,7 @@ def random_mask_reference(
 
 @triton.jit
 def _draw(key, clip, element, STREAM: tl.constexpr):
-    """clip_random's draw in [0, 1) for int64 elements of a clip."""
+    """per_sample_rng's draw in [0, 1) for int64 elements of a clip."""
     return tl.rand(key, (clip << 24) | (STREAM << 16) | element)
 
 

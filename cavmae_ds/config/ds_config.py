@@ -52,7 +52,7 @@ LAYOUTS: dict[str, tuple[str | int, ...]] = {
     "offload_param.device": ("none", "cpu"),
     "mics_shard_size": (-1,),
 }
-"""Keys of zero_optimization -> values with which partitions.py knows where ZeRO keeps what."""
+"""Keys of zero_optimization -> values with which zero_layout.py knows where ZeRO keeps what."""
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 

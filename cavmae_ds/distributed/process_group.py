@@ -41,7 +41,7 @@ class World:
 def open_world(collective_timeout_s: float = COLLECTIVE_TIMEOUT_S, watched: bool = False) -> World:
     """Join the process group that the launcher described in the environment (a group of one without a launcher).
 
-    collective_timeout_s: how long ranks wait for each other, here and in every collective. watched: a watch (survival)
+    collective_timeout_s: how long ranks wait for each other, here and in every collective. watched: a heartbeat monitor
     will end this process before that, when another rank is gone.
     """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
