@@ -18,7 +18,7 @@ from cavmae_ds.checkpoint.bucket import open_bucket
 from cavmae_ds.checkpoint.holder import WINDOW, Holder, RunInUse
 from cavmae_ds.checkpoint.lease import Lease, _LockObject
 from cavmae_ds.checkpoint.run_lock import LOCK
-from cavmae_ds.data import store
+from cavmae_ds.data import storage
 from cavmae_ds.data.storage import s3_client
 from cavmae_ds.errors import DataError
 from tests.s3_server import RestartableServer
@@ -121,7 +121,7 @@ def test_a_server_that_ignores_conditions_is_asked_again(address, monkeypatch):
         for name in ("If-Match", "If-None-Match"):
             del request.headers[name]
 
-    monkeypatch.setattr(store, "s3_client", without_conditions)
+    monkeypatch.setattr(storage, "s3_client", without_conditions)
     other = _LockObject(open_bucket(address).bucket, "other")
     assert other.write(Holder.me(), "") and other.write(Holder.me(), "")  # as such a server does
     with process_with_lease(address, holder._machine()) as (process, _):
