@@ -1,13 +1,15 @@
 """Forks processes from one that has imported everything; tests/ranks.py starts it and talks to it.
 
 Requests come through stdin, one JSON object a line: a list of processes, each with its "arguments" (first the script),
-"environment", "folder", the files for its "stdout" and "stderr", and perhaps the number of its "run": the failure of a
-process ends those of its run. Each is answered with two lines: {"pids": [...]} at once, and {"returncodes": [...]}, one
-of each run, when all have ended. It ends with its stdin, and what it has forked with it.
+"environment", "folder", the files for its "stdout" and "stderr", perhaps "quick_end" (see run_and_end_quickly), and
+perhaps the number of its "run": the failure of a process ends those of its run. Each is answered with two lines:
+{"pids": [...]} at once, and {"returncodes": [...]}, one of each run, when all have ended. It ends with its stdin, and
+what it has forked with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -17,7 +19,9 @@ import select
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -36,8 +40,13 @@ def import_everything() -> None:
     """What takes a process its first seconds."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     for name in (
+        "cavmae_ds.cli",
         "cavmae_ds.train_cli",
         "cavmae_ds.tasks.pretrain.task",
+        "cavmae_ds.data.prepare.commands",
+        "cavmae_ds.evaluation.classification",
+        "cavmae_ds.evaluation.embedding",
+        "cavmae_ds.plan.command",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine asks whether it has one; brings torch's compiler
         "matplotlib.figure",
         "torch.utils.tensorboard",
@@ -116,7 +125,29 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             os.killpg(pid, number)
 
 
+def run_and_end_quickly(script: str) -> None:
+    """Run a script and end as the interpreter does, up to where it would free every object: half a second."""
+    code: object = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit((code or 0) % 256)
+
+
 if __name__ == "__main__":
     process = serve()
-    if process:
+    if process and process.get("quick_end"):
+        run_and_end_quickly(process["arguments"][0])
+    elif process:
         runpy.run_path(process["arguments"][0], run_name="__main__")

@@ -182,6 +182,7 @@ def fork_script(
         "folder": str(cwd),
         "stdout": _empty_file(),
         "stderr": _empty_file(),
+        "quick_end": True,
     }
     return Forked([process]).wait(seconds)
 

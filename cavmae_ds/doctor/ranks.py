@@ -75,7 +75,7 @@ def examine_together(asked: Asked, local_rank: int) -> tuple[list[Line], dict[in
     """
     world = _join(JOIN_LIMITS * asked.limit_s)
     _end_after(MOST_LIMITS * asked.limit_s)
-    meeting = _Meeting(world)
+    meeting = Meeting(world)
     meeting.tell("facts", asdict(facts(asked, local_rank)))
     own = [*own_findings(asked, local_rank), *bounded("address", partial(check_own_address, world), asked.limit_s)]
     if world.is_first:
@@ -125,7 +125,7 @@ def _links(world: World, limit_s: float) -> dict[str, Any]:
     return {"found": found, "now_s": now_s}
 
 
-def _concluded(meeting: _Meeting, heard: dict[int, Any], limit_s: float) -> tuple[list[Line], dict[int, str]]:
+def _concluded(meeting: Meeting, heard: dict[int, Any], limit_s: float) -> tuple[list[Line], dict[int, str]]:
     who = {rank: Facts(**said) for rank, said in meeting.hear("facts", limit_s).items()}
     links = meeting.hear("links", PATIENCE * limit_s) if len(heard) == meeting.size else {}
     hosts = {rank: each.host for rank, each in who.items()}
@@ -231,7 +231,7 @@ def silent(size: int, heard: Iterable[int], hosts: Mapping[int, str]) -> list[Fi
     ]
 
 
-class _Meeting:
+class Meeting:
     """What the ranks tell each other, by way of the store; a call waits no longer than it is told to."""
 
     def __init__(self, world: World) -> None:

@@ -129,13 +129,13 @@ def test_another_format_is_refused_and_is_no_damage(version, folder):
 
 def test_only_finished_checkpoints_count(tmp_path):
     root = checkpoint_root(tmp_path)
-    for step in (100_000_000, 20, 3):
+    for step in (100_000_000, 99_999_999, 20, 3):
         make_checkpoint(root, step)
     partial(root, 30).mkdir()
     (root / "step-00000040").mkdir()  # no manifest
     shutil.copytree(root / "step-00000003", root / "step-00000050.damaged")
     shutil.copytree(root / "step-00000003", root / "step-best")
-    names = ["step-00000003", "step-00000020", "step-100000000"]
+    names = ["step-00000003", "step-00000020", "step-99999999", "step-100000000"]  # as text the last one sorts first
     assert [folder.name for folder in whole_checkpoints(tmp_path)] == names
 
 

@@ -26,7 +26,7 @@ from cavmae_ds.doctor.examine import Asked
 from cavmae_ds.doctor.finding import Finding, Verdict, bounded, fix, ok
 from cavmae_ds.doctor.leftovers import stale_locks, unused
 from cavmae_ds.doctor.links import link
-from cavmae_ds.doctor.ranks import Facts, _Meeting, differences, own_name, shared_names, silent
+from cavmae_ds.doctor.ranks import Facts, Meeting, differences, own_name, shared_names, silent
 from cavmae_ds.doctor.ranks import facts as gathered_facts
 from cavmae_ds.doctor.report import Line, document, merged, shortened, spans, worst
 from cavmae_ds.doctor.space import GIB, disk, locked_memory, open_files, parameters, shared_memory
@@ -298,7 +298,7 @@ def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch):
     server = TCPStore("127.0.0.1", 0, is_master=True)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(server.port))
-    first = _Meeting(World(0, 2, 0, 1, torch.device("cpu")))
+    first = Meeting(World(0, 2, 0, 1, torch.device("cpu")))
     first.tell("found", [["a", "OK", "b", ""]])
     assert first.hear("found", 0.2) == {0: [["a", "OK", "b", ""]]}
     assert not first.all_begin(False)

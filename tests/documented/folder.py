@@ -38,7 +38,7 @@ init: {{from_checkpoint: runs/base}}
 classifier: {{}}
 average: {{from_epoch: 1, to_epoch: 2}}
 optim: {{name: adam, learning_rate: 1e-3}}
-train: {{global_batch: 8, micro_batch: 2, epochs: 2, precision: fp32}}
+train: {{global_batch: 4, micro_batch: 1, epochs: 2, precision: fp32}}
 monitor: {{log_every: 1, pictures_every: 0, norms_every: 0}}
 """
 SAME_SHARDS = (
@@ -62,8 +62,8 @@ def make(folder: Path) -> None:
     _run("prepare", "videos.csv", "--classes", "classes.txt", "--out", "shards/train", cwd=folder)
     for name in SAME_SHARDS:
         (folder / "shards" / name).symlink_to("train")
-    _train(folder, PRETRAIN, "RUN.yaml", "train.global_batch=4")
-    _train(folder, CHECKOUT / "launch" / "finetune.py", "FINETUNE.yaml")
+    _train(folder, PRETRAIN, "RUN.yaml", "train.global_batch=2")
+    _train(folder, CHECKOUT / "launch" / "finetune.py", "FINETUNE.yaml", "train.global_batch=2")
     for names, original in ((PRETRAINED, "base"), (FINETUNED, "as20k")):
         for name in names:
             shutil.copytree(folder / "runs" / original, folder / "runs" / name)
@@ -91,7 +91,7 @@ def _checkout(folder: Path) -> None:
 
 
 def _videos(folder: Path) -> None:
-    made = "--clips", "12", "--classes", "2", "--seconds", "1.2", "--size", "64", "--eval-share", "0"
+    made = "--clips", "2", "--classes", "2", "--seconds", "1.2", "--size", "64", "--eval-share", "0"
     _run("synthesize", "--out", "made", *made, "--workers", "1", cwd=folder)
     made = folder / "made"
     (folder / "classes.txt").write_bytes((made / "classes.txt").read_bytes())

@@ -17,6 +17,7 @@ import pytest
 from deepspeed.launcher.runner import parse_args as parse_deepspeed
 
 from tests.documented import folder as documented_folder
+from tests.documented.clean import CleanBuckets, CleanFolder
 from tests.documented.commands import (
     TRAINING_SCRIPTS,
     Documented,
@@ -43,10 +44,13 @@ NOT_RUN = {
     "pip": "installs packages",
 }
 """First word of a line -> why it is not run."""
-FEW = ("train.global_batch=4", "train.micro_batch=4", "optim.warmup_clips=0")
+FEW = ("train.global_batch=2", "train.micro_batch=2", "optim.warmup_clips=0")
 """Overrides for commands that count the clips of the folder's data set, of which there are few."""
 CLIPS = ("--clips", "2000000")
 """Stands for the data set of a reader's own: as large as AudioSet."""
+DOCTOR = ("--seconds", "6")
+"""Of which it measures each address for two."""
+RUN_MODULE = Path(__file__).with_name("run_module.py")
 COMMANDS = [one for one in documented_commands() if one.words[0] not in NOT_RUN]
 
 
@@ -57,38 +61,33 @@ def original(tmp_path_factory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def clean(original, tmp_path_factory) -> CleanFolder:
+    return CleanFolder(original, tmp_path_factory.mktemp("copy") / "clean")
+
+
 @pytest.fixture
-def folder(original, tmp_path, monkeypatch) -> Path:
-    """A copy of its own for each command, which is the current folder."""
-    copy = tmp_path / "clean"
-    shutil.copytree(original, copy, symlinks=True)
-    monkeypatch.chdir(copy)
-    return copy
+def folder(clean, monkeypatch) -> Path:
+    """As it was made, whatever the command before has done; it is the current folder."""
+    clean.restore()
+    monkeypatch.chdir(clean.path)
+    return clean.path
 
 
 @pytest.fixture(scope="module")
-def buckets(original, s3_server):
-    """Buckets with the names of the pages, filled."""
-    client = s3_server.client()
-    for name in ("bucket", "my-bucket"):
-        client.create_bucket(Bucket=name)
-    fill(client, original)
-    return client
-
-
-def fill(client, original: Path, without: str = "") -> None:
-    """What commands read in buckets, but for one prefix; nothing else is left there."""
-    for bucket in ("bucket", "my-bucket"):
-        for found in client.list_objects_v2(Bucket=bucket).get("Contents", []):
-            client.delete_object(Bucket=bucket, Key=found["Key"])
+def buckets(original, s3_server) -> CleanBuckets:
+    """Buckets with the names of the pages and what commands read there."""
     shards, checkpoints = original / "shards" / "train", original / "runs" / "base" / "checkpoints"
-    for bucket, prefix, source in (
-        ("bucket", "train", shards), ("bucket", "more", shards), ("my-bucket", "train", shards),
-        ("bucket", "runs/base", checkpoints),
-    ):  # fmt: skip
-        for path in source.rglob("*"):
-            if path.is_file() and prefix != without:
-                client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(source)}")
+    files = {
+        (bucket, f"{prefix}/{path.relative_to(source)}"): path
+        for bucket, prefix, source in (
+            ("bucket", "train", shards), ("bucket", "more", shards), ("my-bucket", "train", shards),
+            ("bucket", "runs/base", checkpoints),
+        )
+        for path in source.rglob("*")
+        if path.is_file()
+    }  # fmt: skip
+    return CleanBuckets(s3_server.client(), files)
 
 
 def test_at_most_ten_lines_are_not_run_and_each_has_its_reason(capsys):
@@ -107,7 +106,7 @@ def test_a_documented_command_does_what_the_page_says(command, folder, original,
     for name, value in {**s3_server.environment, "SLURM_ARRAY_TASK_ID": "3"}.items():
         monkeypatch.setenv(name, value)
     if "s3://" in command.line:
-        fill(buckets, original, without="train" if "--out s3://" in command.line else "")
+        buckets.restore(without="train" if "--out s3://" in command.line else "")
     finished = run(command, folder, original)
     what = f"{command.page}: {command.line}\n{finished.stdout}\n{finished.stderr}"
     assert "Traceback" not in finished.stderr, what
@@ -147,10 +146,10 @@ def run(command: Documented, folder: Path, original: Path) -> subprocess.Complet
             script = Path(options.user_script).name
             if script in TRAINING_SCRIPTS:
                 return dry_run(script, options.user_args, max(1, options.num_gpus), folder)
-            given = FEW if script == "doctor.py" else ()
+            given = (*FEW, *DOCTOR) if script == "doctor.py" else ()
             return fork_script(CHECKOUT / "launch" / script, *options.user_args, *given, cwd=folder)
         case "python" if words[0] == "-m":
-            return subprocess.run([sys.executable, "-m", words[1], "--help"], capture_output=True, text=True)
+            return fork_script(RUN_MODULE, words[1], "--help", cwd=folder)
         case "python":
             return dry_run(Path(words[0]).name, words[1:], 1, folder)
         case "tensorboard":
@@ -167,10 +166,12 @@ def prepared(words: list[str], folder: Path, original: Path) -> list[str]:
     if words[0] in ("prepare", "import-official", "create-official", "synthesize"):
         out = folder / words[words.index("--out") + 1]
         out.unlink() if out.is_symlink() else shutil.rmtree(out, ignore_errors=True)
+    if words[0] in ("prepare", "import-official", "synthesize"):
+        words = [*words, "--workers", "1"]
     if words[0] == "synthesize":
         return [*words, "--clips", "8"]
-    if words[0] == "doctor" and words[1].lower() == "run.yaml":
-        return [*words, *FEW]
+    if words[0] == "doctor":
+        return [*words, *(FEW if words[1].lower() == "run.yaml" else ()), *DOCTOR]
     if words[0] == "plan" and "--clips" not in words:
         return [*words, *CLIPS]
     if "--root" in words:

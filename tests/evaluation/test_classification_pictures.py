@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
 from cavmae_ds.evaluation.classification import classification_scores, one_hot
-from cavmae_ds.evaluation.classification_pictures import RECALLS, confusion, draw_classification
+from cavmae_ds.evaluation.classification_pictures import confusion, draw_classification
 
 
 def one_class_a_clip(clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,8 +29,10 @@ def test_curves_are_the_best_precision_at_each_recall_and_confusions_follow_wher
 
     curves, bars, matrix = figure.axes
     best = max(range(4), key=lambda k: scores.classes[k].average_precision)
+    levels = [k / 100 for k in range(101)]
     precision, recall, _ = precision_recall_curve(targets[:, best], probabilities[:, best])
-    expected = [max(p for p, r in zip(precision, recall, strict=True) if r >= level - 1e-6) for level in RECALLS]
+    expected = [max(p for p, r in zip(precision, recall, strict=True) if r >= level - 1e-6) for level in levels]
+    assert np.allclose(curves.lines[0].get_xdata(), levels)
     assert np.allclose(curves.lines[0].get_ydata(), expected)
     assert curves.lines[0].get_label().startswith(f"best: {names[best]}, AP")
     assert len(bars.patches) == 4 and matrix.get_xlabel() == "most probable class"

@@ -21,7 +21,7 @@ from cavmae_ds.data.inspect.contact_sheet import ShownClip
 from cavmae_ds.data.prepare.frames import encode_picture
 from cavmae_ds.evaluation.gallery import COSINE, Gallery, Hit, Kinship, Query, Search, spread_queries
 from cavmae_ds.evaluation.gallery_page import gallery_page
-from cavmae_ds.evaluation.gallery_picture import COLOURS, draw_gallery
+from cavmae_ds.evaluation.gallery_picture import draw_gallery
 from cavmae_ds.evaluation.inference import Pooled
 from tests.evaluation.test_evaluate_command import evaluate, single_file
 
@@ -102,8 +102,10 @@ def test_a_picture_frames_hits_by_what_they_are(gallery):
     assert panels[7].get_ylabel() == "kHz" and ticks == ["0.25", "0.5", "1", "2", "4"]
     assert gallery.scores in figure.get_suptitle() and "cosine" in figure.get_suptitle()
     edges = [to_hex(panel.spines["left"].get_edgecolor()) for panel in panels[1:4] + panels[7:10]]
-    kinds = [hit.kinship for search in gallery.queries[0][1:] for hit in search.hits]
-    assert edges == [COLOURS[kind] for kind in kinds]
+    green, orange, grey = "#1f9d55", "#e69f00", "#c4c9d1"
+    colours = {Kinship.partner: green, Kinship.same_class: orange, Kinship.other: grey}
+    assert edges == [colours[hit.kinship] for search in gallery.queries[0][1:] for hit in search.hits]
+    assert {green, orange, grey} == set(edges)
     assert panels[2].get_xlabel() == "0.80  its own  dog & cat" and not panels[4].axison  # no fourth hit
 
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
 
-from cavmae_ds.data.format.clips import collate
-from cavmae_ds.data.inspect.log_mel_image import PADDING, scale_of
-from cavmae_ds.data.loading.stream import EvaluationClips
-from cavmae_ds.data.transforms.front_end import FrontEnd
-from cavmae_ds.data.transforms.log_mel import LogMel, frames_of
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.composite import Stages, stages
 from cavmae_ds.evaluation.inference import Judged, open_judged
 from cavmae_ds.evaluation.inpainting import Settings, clip_losses, inpaint, plans_for, spread_clips
-from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, figure_pixels, sound_frames
-from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.model import PretrainOutput
 from cavmae_ds.models.cavmae.state_dict import Weights
 from cavmae_ds.models.common.patches import audio_to_patches, patchify
@@ -150,36 +141,3 @@ def test_predictions_that_are_no_numbers_are_a_sentence(judged):
     output = inpaint(judged, spread_clips(judged, 2), Settings())
     with pytest.raises(CheckpointError, match="are no numbers"):
         clip_losses(judged, output._replace(image_prediction=output.image_prediction * torch.nan), False)
-
-
-def test_a_picture_names_its_clips_shows_khz_a_colour_bar_and_padding_in_grey(tiny_shards):
-    """Clips of 1.2 s and a model that hears 1.6 s: the rest is padding, which is louder than silence in a log-mel."""
-    sizes = SIZES.model_copy(update={"audio_frames": 160})
-    batch = collate([EvaluationClips(str(tiny_shards), None)[place] for place in (0, 9)])
-    audio, images = FrontEnd(inputs(sizes), torch.device("cpu"))(batch)
-    settings = Settings(audio_ratio=0.5, image_ratio=0.5)
-    model = small_model("pretrain", sizes=sizes)
-    with torch.inference_mode():
-        output = model(audio, images, plans_for(settings, sizes, batch.clip_index), contrastive=False)
-    lengths = frames_of(batch.n_samples)
-    assert sound_frames(output.audio.pixels).tolist() == lengths.tolist() and max(lengths) < 130
-
-    figure = draw_reconstructions(output, False, 2, batch.clip_ids)
-
-    assert [row.get_suptitle() for row in figure.subfigs] == list(batch.clip_ids)
-    for row, length in zip(figure.subfigs, lengths.tolist(), strict=True):
-        *_, given, heard, rebuilt, bar = row.axes
-        assert given.get_ylabel() == "kHz" and bar.get_ylabel() == "log energy"
-        loudest = LogMel()(batch.audio, batch.n_samples, 160)[list(figure.subfigs).index(row), :length].max().item()
-        assert bar.get_ylim()[1] == pytest.approx(loudest, abs=1e-3) and loudest != 0.0  # padding does not count
-        for panel in (given, heard, rebuilt):
-            [padding] = panel.patches
-            assert to_hex(padding.get_facecolor()) == PADDING
-            assert (padding.get_x(), padding.get_x() + padding.get_width()) == pytest.approx((length / 100, 1.6))
-    pixels = figure_pixels(figure)
-    assert pixels.shape[2] == 3 and pixels.std() > 20
-
-
-def test_a_clip_without_a_single_window_is_padding_from_its_start():
-    assert sound_frames(torch.zeros(1, 160, 128)).tolist() == [0]
-    assert scale_of(np.zeros((0, 128), np.float32)) == (0.0, 1.0)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
-from datetime import timedelta
 from pathlib import Path
 
-import pytest
+from tests.ranks import fork_ranks, fork_script
 
-from cavmae_ds.distributed.process_group import _meet_on_loopback
-from cavmae_ds.errors import ConfigError
-from tests.ranks import fork_ranks
+WORKER = Path(__file__).with_name("listening_worker.py")
 
 
 def test_the_ranks_of_one_host_listen_on_127_0_0_1_alone_and_refuse_together(tmp_path):
     out = tmp_path / "listening.json"
-    finished = fork_ranks(2, Path(__file__).with_name("listening_worker.py"), str(out), scratch=tmp_path)
+    finished = fork_ranks(2, WORKER, str(out), scratch=tmp_path)
     assert finished.returncode == 0, finished.stdout
     listening, reached = json.loads(out.read_text())
     assert {host for host, _ in listening} == {"127.0.0.1"} and len(listening) >= 3  # the store, gloo of each rank
@@ -28,7 +26,11 @@ def test_the_ranks_of_one_host_listen_on_127_0_0_1_alone_and_refuse_together(tmp
 def test_a_port_that_another_run_has_is_one_sentence(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        for name, value in {"MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2}.items():
+        rank = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+        for name, value in rank.items():
             monkeypatch.setenv(name, str(value))
-        with pytest.raises(ConfigError, match=rf"at port {port} \(Address already in use\).*--master_port"):
-            next(_meet_on_loopback("", timedelta(seconds=1)))
+        finished = fork_script(WORKER, "listening.json")
+    *_, error = finished.stderr.splitlines()
+    assert re.search(rf"ConfigError: .* at port {port} \(Address already in use\).*--master_port", error), (
+        finished.stderr
+    )

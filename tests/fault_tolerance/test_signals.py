@@ -168,15 +168,14 @@ def test_a_loader_worker_ends_when_its_rank_says_so():
 
 def test_signals_for_all_processes_of_a_rank_leave_the_keeper_of_its_shared_memory():
     rank = """\
-import os, signal, time
-from multiprocessing import resource_tracker
+import os, psutil, signal, time
 from cavmae_ds.fault_tolerance.signals import StopRequests
 stop = StopRequests(grace_s=60, rank=0)
-keeper = resource_tracker._resource_tracker
+[keeper] = psutil.Process().children()
 for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    os.kill(keeper._pid, number)
+    keeper.send_signal(number)
 time.sleep(0.5)
-print("kept" if os.waitpid(keeper._pid, os.WNOHANG) == (0, 0) else "lost", flush=True)
+print("kept" if keeper.status() != psutil.STATUS_ZOMBIE else "lost", flush=True)
 os._exit(0)
 """
     assert start("-c", rank).communicate(timeout=60)[0] == "kept\n"

@@ -21,28 +21,12 @@ from cavmae_ds.cli import app
 from cavmae_ds.evaluation.roc_curves import read_curves
 from cavmae_ds.monitor.log import LOG, read_log
 from cavmae_ds.monitor.norms import block_of
-from tests.data.small_shards import small_shards
 from tests.monitor.runs import run_file
 from tests.ranks import PRETRAIN, fork_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 
 SLOW_RANK = Path(__file__).with_name("slow_rank_worker.py")
-
-
-@pytest.fixture(scope="module")
-def everything(tiny_shards, tmp_path_factory) -> Path:
-    """The folder of a run on two ranks that draws everything; validation on 7 clips of its own."""
-    folder = tmp_path_factory.mktemp("monitored")
-    small_shards(tiny_shards, folder / "held", range(3, 10), shard_clips=4)
-    finished = fork_ranks(
-        2, PRETRAIN, run_file(folder, tiny_shards, workers=1), f"data.validation={folder / 'held'}",
-        "monitor.pictures_every=2", "monitor.validate_every=2", "monitor.validate_batch=2", "monitor.probe_every=3",
-        scratch=folder,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout
-    (folder / "said.txt").write_text(finished.stdout)
-    return folder / "run"
 
 
 def test_the_first_rank_says_how_the_run_begins_and_what_comes_next_and_streaming_says_nothing(everything):

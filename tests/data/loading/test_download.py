@@ -14,7 +14,7 @@ import pytest
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.shards import check_shards
-from cavmae_ds.data.loading.download import LEFTOVER_AGE_S, BadShard, ShardError, ShardStream, cache_folder
+from cavmae_ds.data.loading.download import BadShard, ShardError, ShardStream, cache_folder
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.shard_cache import ShardCache
 from cavmae_ds.data.loading.stream import ClipStream
@@ -178,13 +178,14 @@ def test_a_limit_below_four_shards_is_refused_with_the_number(cfg, eight_shards)
     )
 
 
-def test_downloads_of_killed_processes_are_never_trusted_and_go_after_some_hours(cfg):
+def test_downloads_of_killed_processes_are_never_trusted_and_go_after_six_hours(cfg):
     ids(ShardCache([cfg.train], cfg))
     folder = cache_folder(cfg.train, cfg.cache)
     old, young = folder / ".shard.00000.mds.77.1.part", folder / ".shard.00001.mds.78.1.part"
     for part in (old, young):
         part.write_bytes(b"half")
-    os.utime(old, (0, time.time() - LEFTOVER_AGE_S - 60))
+    os.utime(old, (0, time.time() - 6 * 3600 - 60))
+    os.utime(young, (0, time.time() - 6 * 3600 + 60))
     ids(ShardCache([cfg.train], cfg))
     assert young.exists() and not old.exists()
 

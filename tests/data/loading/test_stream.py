@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cavmae_ds.data.format.balance import write_sample_weights
 from cavmae_ds.data.format.clips import collate
-from cavmae_ds.data.loading.handover import LONGEST_TEMPORARY_FOLDER, micro_batches
+from cavmae_ds.data.loading.handover import micro_batches
 from cavmae_ds.data.loading.sources import held_out
 from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.storage import open_store
@@ -138,7 +138,7 @@ def test_batches_come_through_the_longest_temporary_folder_that_is_allowed_and_a
     )
     results = []
     with tempfile.TemporaryDirectory() as short:
-        longest = Path(short, "x" * (LONGEST_TEMPORARY_FOLDER - len(short) - 1))
+        longest = Path(short, "x" * (75 - len(short) - 1))
         for folder in (longest, Path(f"{longest}x")):
             folder.mkdir()
             monkeypatch.setenv("TMPDIR", str(folder))
