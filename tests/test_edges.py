@@ -87,7 +87,7 @@ def test_a_run_dir_that_cannot_be_made_is_one_sentence(name, tmp_path):
 
 def test_a_process_whose_streams_were_closed_ends_as_it_should(tmp_path):
     program = (
-        "from cavmae_ds.messages import open_standard_streams; open_standard_streams();"
+        "from cavmae_ds.terminal import open_standard_streams; open_standard_streams();"
         "file = open('file', 'w'); assert file.fileno() > 2, file; print('x');"
         "import sys; sys.stdout = None; from cavmae_ds.fault_tolerance.exit import leave; leave(0)"
     )
