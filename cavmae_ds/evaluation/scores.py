@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.table import Table
 
@@ -68,7 +68,7 @@ def _modes(judged: Judged, asked: str) -> list[str]:
     for name in modes:
         if name not in able:
             raise ConfigError(f"--mode must be all or of {', '.join(able)} for this model, got {name!r}")
-    return [name for name in get_args(str) if name in modes]
+    return [name for name in able if name in modes]
 
 
 def _probabilities_of_run(judged: Judged) -> str:

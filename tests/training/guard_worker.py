@@ -21,11 +21,12 @@ from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.transforms.front_end import FrontEnd, ahead
 from cavmae_ds.distributed.collectives import barrier, from_all_ranks
 from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.tasks.finetune.step import FinetuneStep
+from cavmae_ds.tasks.finetune.task import Finetuning
 from cavmae_ds.tasks.finite_check import Evidence
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses
 from cavmae_ds.tasks.pretrain.step import TrainingStep
 from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.tasks.task import StepOutput
@@ -37,7 +38,6 @@ from tests.training.whole_batch import CLIPS, Cell, clips
 STEPS, WRONG_STEP = 4, 1
 WRONG_CLIP = 5 * 1000 + WRONG_STEP
 """In the first micro-batch of the second of two ranks."""
-NO_LOSSES = PretrainLosses(*torch.zeros(len(PretrainLosses._fields)))
 Take = Callable[[int], StepOutput]
 
 CELLS = [
@@ -131,7 +131,7 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def pretraining(world: World, cell: Cell) -> dict[str, bool]:
     cfg, steps = cell.config(), dataclasses.replace(cell.numbers(), total_steps=STEPS + 1)  # the rate never gets to 0
-    front_end = BrokenSound(cfg.model, world.device)
+    front_end = BrokenSound(inputs(cfg.model), world.device)
 
     def build() -> tuple[Any, Take]:
         engine = build_engine(Pretraining(cfg, steps), build_model(Pretraining(cfg, steps), world), world)
@@ -148,10 +148,10 @@ def finetuning(world: World) -> dict[str, bool]:
     cfg = validate_run(settings, "finetune")
     zeros: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(FinetunePlan)}
     steps = FinetunePlan(**zeros | {"accumulation": 2, "total_steps": STEPS + 1, "steps_per_epoch": 1, "classes": 3})
-    front_end = BrokenSound(cfg.model, world.device)
+    front_end = BrokenSound(inputs(cfg.model), world.device)
 
     def build() -> tuple[Any, Take]:
-        engine = build_engine(Pretraining(cfg, steps), build_model(Pretraining(cfg, steps), world), world)
+        engine = build_engine(Finetuning(cfg, steps), build_model(Finetuning(cfg, steps), world), world)
         finetune_step = FinetuneStep(cfg, 3, engine)
         return engine, lambda step: finetune_step(ahead(rank_clips(step, world, 2), front_end))
 
@@ -170,7 +170,7 @@ def optimizing(world: World, name: str, fragment: str, what: str) -> dict[str, b
                 given["tall"][3, 2] = math.inf
             back_propagate(engine, engine(given) + (math.inf if wrong and what == "loss" else 0))
             norm = take_step(engine)
-            return StepOutput(NO_LOSSES, None, norm, [], not engine.was_step_applied(), [])
+            return StepOutput(torch.zeros(()), torch.zeros(1), norm, [], not engine.was_step_applied(), [])
 
         return engine, take
 

@@ -61,7 +61,7 @@ class Way(NamedTuple):
                     "precision": "fp32", "seed": 7,
                 },
             },
-            FinetuneConfig,
+            "finetune",
         )  # fmt: skip
 
     def numbers(self) -> FinetunePlan:

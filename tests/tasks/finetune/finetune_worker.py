@@ -31,7 +31,7 @@ def finetuned(world: World, way: Way) -> dict[str, Any]:
     for step in range(STEPS):
         firsts = [(part * world.size + world.rank) * each for part in range(way.accumulation)]
         done = finetune_step(ahead((clips(step, slice(first, first + each)) for first in firsts), front_end))
-        losses.append(mean_over_ranks(done.losses.total))
+        losses.append(mean_over_ranks(done.loss))
     parameters = full_weights(engine, world)
     engine.destroy()
     return {"losses": torch.stack(losses), "parameters": parameters}
