@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the launcher sta
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.models.cavmae.masking import draw_plans
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.plan.activations import Activations, activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import bytes_per_value, count

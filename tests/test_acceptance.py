@@ -14,12 +14,12 @@ from cavmae_ds.config.sections.training import OptimConfig
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.cavmae.official_file import load_official
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.finetune.task import Finetuning
 from cavmae_ds.training.optim.build import build_optimizer
 from cavmae_ds.training.optim.schedule import learning_rate_share
 from cavmae_ds.weights.init import start_from
+from cavmae_ds.weights.official import load_official
 
 TESTS = Path(__file__).parent
 

@@ -18,8 +18,9 @@ from cavmae_ds.data.prepare.inputs import video_input
 from cavmae_ds.data.prepare.media import read_clip
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError
 from cavmae_ds.evaluation import embedding
-from cavmae_ds.models.cavmae.official_file import save_official
-from cavmae_ds.models.cavmae.state_dict import Kind, Weights
+from cavmae_ds.models.cavmae.state_dict import Kind
+from cavmae_ds.models.common.weights import Weights
+from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import save_single_file
 from tests.data.media_files import numbered_video, tone, write_media
 from tests.ranks import CHECKOUT

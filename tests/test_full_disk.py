@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.checkpoint import checkpoint_root
-from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.weights.single_file import save_single_file
 from tests.checkpoint.made import make_checkpoint
 from tests.commands_worker import MAY_NOT_MOUNT

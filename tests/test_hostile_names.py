@@ -12,7 +12,7 @@ from cavmae_ds.checkpoint import checkpoint_root
 from cavmae_ds.data.prepare.videos import PrepareSettings, prepare
 from cavmae_ds.data.synthetic import synthesize
 from cavmae_ds.evaluation.score_tables import class_table
-from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.tasks.finetune.final_evaluation import _as_text
 from cavmae_ds.weights.single_file import save_single_file
 from tests.checkpoint.made import make_checkpoint

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cavmae_ds.data.format.clips import MIDDLE_FRAME, padded
 from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, audio_of, decode_frame, frame_of
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.prepare.audio import RESAMPLER_TAIL_S, resampled
 from cavmae_ds.data.prepare.frames import encode_picture
 from cavmae_ds.data.prepare.inputs import VideoInput
@@ -26,7 +27,6 @@ from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.data.transforms.log_mel import INT16_SCALE, WINDOW_SAMPLES, LogMel
 from cavmae_ds.errors import ConfigError, DataError
-from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.weights.load import LoadedModel, load_model
 
 BATCH = 32
@@ -79,10 +79,10 @@ class Embedder:
     def __init__(self, loaded: LoadedModel, device: torch.device, clip_seconds: float = CLIP_SECONDS):
         """The model is on the device. Raises ConfigError for a length that no clip has."""
         self.loaded = loaded
-        self.config: ModelConfig = loaded.config
+        self.config = loaded.config
         self.frame_size = loaded.inputs.frame_size
         self.sees = "v" in loaded.model.modalities
-        self.settings = clip_settings(loaded.config, clip_seconds)
+        self.settings = clip_settings(loaded.inputs, clip_seconds)
         self._device, self._log_mel = device, LogMel(device)
 
     def embed(
@@ -133,7 +133,7 @@ class Embedder:
 
     def _heard(self, sounds: Sequence[NDArray[np.int16]], tokens: bool) -> Tensor:
         waveform, n_samples = (part.to(self._device) for part in padded(sounds))
-        log_mel = self._log_mel(waveform, n_samples, self.config.audio_frames)
+        log_mel = self._log_mel(waveform, n_samples, self.loaded.inputs.log_mel_frames)
         found = self.loaded.model.features(log_mel, None).audio  # [B, La, D]
         assert found is not None
         return (found if tokens else found.mean(1)).cpu()
@@ -167,10 +167,10 @@ class Embedder:
         return Excerpt(audio, None if image is None else _frame(_array(image), self.settings)[None])
 
 
-def clip_settings(model: ModelConfig, clip_seconds: float = CLIP_SECONDS) -> PrepareSettings:
+def clip_settings(inputs: InputSpec, clip_seconds: float = CLIP_SECONDS) -> PrepareSettings:
     """How `cavmae prepare` makes clips for a model by default. Raises ConfigError for a length that no clip has."""
     try:
-        return PrepareSettings(frame_size=model.image_size, clip_seconds=clip_seconds)
+        return PrepareSettings(frame_size=inputs.frame_size, clip_seconds=clip_seconds)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error

@@ -17,7 +17,7 @@ from cavmae_ds.terminal import DisplayConsole, folding_table
 if TYPE_CHECKING:
     from cavmae_ds.data.format.clips import Batch
     from cavmae_ds.evaluation.inpainting import ClipLosses, Settings
-    from cavmae_ds.models.cavmae.model import PretrainOutput
+    from cavmae_ds.models.common.output import PretrainOutput
 
 console = DisplayConsole(soft_wrap=True)
 

@@ -17,9 +17,10 @@ from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.inference import Judged
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.cavmae.masking import Plans, draw_plans
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
-from cavmae_ds.models.common.masking import MaskPlan
+from cavmae_ds.models.cavmae.masking import draw_plans
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.masking import MaskPlan, Plans
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import Picture
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig

@@ -15,7 +15,7 @@ from cavmae_ds.data.inspect.log_mel_image import draw_colour_bar, draw_log_mel, 
 from cavmae_ds.data.transforms.normalise import denormalise_images
 from cavmae_ds.errors import printable
 from cavmae_ds.evaluation.composite import stages
-from cavmae_ds.models.cavmae.model import PretrainOutput
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import patches_to_audio, unpatchify
 
 FRAMES_PER_SECOND = 100

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import create_model
 
 from cavmae_ds.config.load import read_values, validate
-from cavmae_ds.config.sections.model import ModelSection
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError, shortened
-from cavmae_ds.models import family_of
+from cavmae_ds.models import DEFAULT_FAMILY, family_of
 
 if TYPE_CHECKING:
     from cavmae_ds.tasks.task import Task
@@ -28,9 +27,6 @@ TASKS: dict[str, tuple[str, str]] = {
     "finetune": ("cavmae_ds.tasks.finetune.config:FinetuneConfig", "cavmae_ds.tasks.finetune.task:Finetuning"),
 }
 """Name -> where the base of its run files (a RunConfig) and its Task are."""
-
-
-DEFAULT_FAMILY = ModelSection().family
 
 
 def task_of(cfg: RunConfig) -> type[Task]:

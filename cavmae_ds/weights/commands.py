@@ -59,7 +59,7 @@ def export(
       cavmae export runs/base --ema --out cav-mae-base.pth
       cavmae export cav-mae-base.pth --audio-frames 512 --out encoder.onnx
     """
-    from cavmae_ds.models.cavmae.state_dict import with_audio_frames
+    from cavmae_ds.models import family_of
     from cavmae_ds.weights.export import export as write
     from cavmae_ds.weights.export import format_of
     from cavmae_ds.weights.load import open_weights
@@ -67,7 +67,8 @@ def export(
     chosen = to.value if to else format_of(out)
     weights = open_weights(source, ema, heads, decoder_heads)
     if audio_frames:
-        weights = with_audio_frames(weights, audio_frames, positions.value)
+        adapter = family_of(weights.model.family).state_dict()
+        weights = adapter.with_audio_frames(weights, audio_frames, positions.value)
     difference = write(weights, out, chosen)
     parity = "" if difference is None else f"; its embeddings differ from the model's by at most {difference:.1e}"
     echo(f"{len(weights.tensors)} entries of {source} ({weights.kind}) written to {out} as {chosen}{parity}")

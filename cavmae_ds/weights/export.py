@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.errors import CheckpointError, ConfigError, distinct, pip_install
 from cavmae_ds.kernels.launching import references
-from cavmae_ds.models.cavmae.encoder import Encoder, is_reached
-from cavmae_ds.models.cavmae.model import in_decoder
-from cavmae_ds.models.cavmae.official_file import save_official
-from cavmae_ds.models.cavmae.state_dict import Weights, build
+from cavmae_ds.models import family_of
+from cavmae_ds.models.common.weights import Weights
+from cavmae_ds.models.family import StateDictAdapter
+from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import header_of, save_single_file
 
 Format = Literal["safetensors", "official", "torch-export", "onnx"]
@@ -35,11 +35,11 @@ TRACED_CLIPS, COMPARED_CLIPS = 2, 3  # the graph must take any number
 class PooledFeatures(nn.Module):
     """Raw log-mels [B, frames, mel bins] and frames [B, 3, H, W] uint8 to mean tokens after the modality norms."""
 
-    def __init__(self, model: Encoder):
+    def __init__(self, model: Any, adapter: StateDictAdapter):
         super().__init__()
         self.model = model
         for name, parameter in model.named_parameters():
-            if in_decoder(name) or name.startswith("mlp_head") or not is_reached(name, ("a", "v"), ("a", "v")):
+            if not adapter.reads_features(name):
                 parameter.data = parameter.new_zeros(1)  # what the graph has no use for need not be stored
 
     def forward(self, audio: Tensor, images: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -71,7 +71,9 @@ def format_of(out: Path) -> Format:
 
 
 def _export_graph(weights: Weights, out: Path, to: Format) -> float:
-    module, inputs = PooledFeatures(build(weights)), _random_inputs(weights, COMPARED_CLIPS)
+    adapter = family_of(weights.model.family).state_dict()
+    module = PooledFeatures(adapter.build(weights, None), adapter)
+    inputs = _random_inputs(weights, COMPARED_CLIPS, sees="v" in module.model.modalities)
     traced = tuple(x[:TRACED_CLIPS] for x in inputs)
     if to == "onnx":
         _check_onnx(module)
@@ -94,13 +96,13 @@ def _export_graph(weights: Weights, out: Path, to: Format) -> float:
     return difference
 
 
-def _random_inputs(weights: Weights, clips: int) -> tuple[Tensor, ...]:
-    sizes, draw = weights.model, torch.Generator().manual_seed(0)
-    noise = torch.randn(clips, sizes.audio_frames, sizes.mel_bins, generator=draw)
+def _random_inputs(weights: Weights, clips: int, sees: bool) -> tuple[Tensor, ...]:
+    sizes, draw = family_of(weights.model.family).inputs(weights.model, weights.kind), torch.Generator().manual_seed(0)
+    noise = torch.randn(clips, sizes.log_mel_frames, sizes.mel_bins, generator=draw)
     audio = noise * weights.audio_std + weights.audio_mean
-    if weights.kind == "finetune-audio":
+    if not sees:
         return (audio,)
-    shape = (clips, 3, sizes.image_size, sizes.image_size)
+    shape = (clips, 3, sizes.frame_size, sizes.frame_size)
     return audio, torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
 
 

@@ -7,31 +7,27 @@ import json
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.config.sections.init import InitConfig
+from cavmae_ds.config.sections.model import ModelSection
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.zero_layout import whole_shape
 from cavmae_ds.errors import CheckpointError
-from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.encoder import Encoder
-from cavmae_ds.models.cavmae.mae import adapt_mae, read_mae
-from cavmae_ds.models.cavmae.model import CAVMAE, in_decoder
-from cavmae_ds.models.cavmae.state_dict import Weights, differences, recognise, shortly, with_audio_frames
+from cavmae_ds.models import family_of
+from cavmae_ds.models.common.weights import Weights, differences, shortly
 from cavmae_ds.tasks import task_of
 from cavmae_ds.weights.load import open_weights
 
 log = logging.getLogger(__name__)
 
 ORIGIN = "init.json"
-ENCODER_SIZES = "embed_dim", "num_heads", "modality_specific_depth", "shared_depth", "mlp_ratio", "patch_size"
-DECODER_SIZES = "decoder_embed_dim", "decoder_num_heads", "decoder_depth"
 
 
 class Origin(NamedTuple):
@@ -55,9 +51,9 @@ class Origin(NamedTuple):
 
 
 def initialise(
-    model: Encoder,
+    model: nn.Module,
     init: InitConfig,
-    sizes: ModelConfig,
+    sizes: ModelSection,
     run_dir: Path,
     world: World,
     write: Callable[[Tensor, Tensor], object] = Tensor.copy_,
@@ -86,18 +82,17 @@ def examine_start(cfg: RunConfig, classes: int = 0) -> Origin | None:
     """
     if not cfg.init.given or whole_checkpoints(cfg.run_dir):
         return None
-    sizes = cast(ModelConfig, cfg.model)
-    weights = _given(cfg.init, sizes)
+    weights = _given(cfg.init, cfg.model)
     with torch.device("meta"):
-        model = cast(Encoder, task_of(cfg).build_model(cfg, classes or weights.classes))
-    return _load(weights, model, cfg.init, sizes, lambda parameter, value: None)
+        model = task_of(cfg).build_model(cfg, classes or weights.classes)
+    return _load(weights, model, cfg.init, cfg.model, lambda parameter, value: None)
 
 
 @torch.no_grad()
 def start_from(
-    model: Encoder,
+    model: nn.Module,
     init: InitConfig,
-    sizes: ModelConfig,
+    sizes: ModelSection,
     write: Callable[[Tensor, Tensor], object] = Tensor.copy_,
 ) -> Origin:
     """Load the weights that section init names into a model of these sizes and say what was.
@@ -110,20 +105,28 @@ def start_from(
 
 def _load(
     weights: Weights,
-    model: Encoder,
+    model: nn.Module,
     init: InitConfig,
-    sizes: ModelConfig,
+    sizes: ModelSection,
     write: Callable[[Tensor, Tensor], object],
 ) -> Origin:
-    if differing := _other_sizes(weights, sizes, model):
+    family = family_of(sizes.family)
+    adapter = family.state_dict()
+    if weights.model.family != sizes.family:
+        raise CheckpointError(
+            f"{weights.source} is a model of family {weights.model.family}, this run's model.family is {sizes.family}; "
+            "change it, or take other weights"
+        )
+    if differing := adapter.other_sizes(weights, sizes, model):
         raise CheckpointError(
             f"{weights.source} was made with other sizes than this run has; set model: "
             f"{{{', '.join(f'{key}: {value}' for key, value in differing.items())}}}, or take other weights"
         )
-    if weights.model.audio_frames != sizes.audio_frames:
-        weights = with_audio_frames(weights, sizes.audio_frames, init.positions)
+    frames = family.inputs(sizes, weights.kind).log_mel_frames
+    if family.inputs(weights.model, weights.kind).log_mel_frames != frames:
+        weights = adapter.with_audio_frames(weights, frames, init.positions)
     parameters = dict(model.named_parameters())
-    origin = _compare(weights, parameters, model.modalities)
+    origin = _compare(weights, model, parameters)
     loaded = {name: value for name, value in weights.tensors.items() if name in parameters}
     for name, value in loaded.items():
         needed = whole_shape(parameters[name])
@@ -138,42 +141,20 @@ def _load(
     return origin
 
 
-def _other_sizes(weights: Weights, sizes: ModelConfig, model: Encoder) -> dict[str, Any]:
-    """Keys of section model that must be as the weights were made, where they are not, with the weights' values."""
-    keys = [*ENCODER_SIZES]
-    if weights.kind == "pretrain" and isinstance(model, CAVMAE):
-        keys += DECODER_SIZES
-    if "v" in model.modalities and weights.kind != "finetune-audio":
-        keys.append("image_size")
-    made, wanted = weights.model.model_dump(), sizes.model_dump()
-    if not weights.heads_known:  # no shape tells them, and the ratio only roughly
-        keys = [key for key in keys if key not in ("num_heads", "decoder_num_heads", "mlp_ratio")]
-    differing = [key for key in keys if made[key] != wanted[key]]
-    if differing and made["audio_frames"] != wanted["audio_frames"]:
-        differing.append("audio_frames")  # alone it is refitted
-    return {key: made[key] for key in differing}
-
-
-def _given(init: InitConfig, sizes: ModelConfig) -> Weights:
+def _given(init: InitConfig, sizes: ModelSection) -> Weights:
+    adapter = family_of(sizes.family).state_dict()
     if init.from_checkpoint:
-        return open_weights(init.from_checkpoint, init.ema, sizes.num_heads, sizes.decoder_num_heads)
+        return open_weights(init.from_checkpoint, init.ema, *adapter.heads_of(sizes))
     assert init.from_mae is not None
-    source = str(init.from_mae)
-    state = adapt_mae(read_mae(init.from_mae), sizes, init.audio_head, source)
-    return recognise(state, source, sizes.num_heads, sizes.decoder_num_heads)
+    return adapter.from_mae(init.from_mae, sizes, init)
 
 
-def _compare(weights: Weights, parameters: Collection[str], modalities: Collection[str]) -> Origin:
-    """What will be missing and left over. Raises CheckpointError unless that is a new head for an old decoder."""
+def _compare(weights: Weights, model: nn.Module, parameters: Collection[str]) -> Origin:
+    """What will be missing and left over. Raises CheckpointError unless the family allows it, as a new head."""
     missing = [name for name in parameters if name not in weights.tensors]
     unexpected = [name for name in weights.tensors if name not in parameters]
-
-    def is_decoders_or_blind(name: str) -> bool:
-        blind = "v" not in modalities and name.split(".")[0].endswith("_v")
-        return in_decoder(name) or blind
-
-    new_head = weights.kind == "pretrain" and all(name.startswith("mlp_head.") for name in missing)
-    if (missing or unexpected) and not (missing and new_head and all(map(is_decoders_or_blind, unexpected))):
+    adapter = family_of(weights.model.family).state_dict()
+    if (missing or unexpected) and not adapter.may_start(weights, model, missing, unexpected):
         raise CheckpointError(
             f"{weights.source} ({weights.kind}) cannot start this run: {differences(missing, unexpected)}"
         )

@@ -11,11 +11,10 @@ import torch
 from cavmae_ds.checkpoint import read_weights, whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.data.input_spec import InputSpec
-from cavmae_ds.errors import CheckpointError
-from cavmae_ds.models import family_of
-from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.official_file import load_official
-from cavmae_ds.models.cavmae.state_dict import Kind, Weights, build, in_official_order, kind_of
+from cavmae_ds.errors import CheckpointError, ConfigError
+from cavmae_ds.models import family_of, model_section
+from cavmae_ds.models.common.weights import Weights
+from cavmae_ds.weights.official import load_official
 from cavmae_ds.weights.single_file import load_single_file
 
 
@@ -25,7 +24,7 @@ class LoadedModel:
 
     model: Any
     """Takes raw log-mels [B, frames, mel bins] and frames [B, 3, H, W] uint8; normalises them itself."""
-    kind: Kind
+    kind: str
     config: Any
     """Its sizes."""
     inputs: InputSpec
@@ -50,14 +49,15 @@ def load_model(
     """A model from a run folder, an official .pth file, or a .safetensors file: ours or with official names.
 
     ema takes the running mean of a run folder's weights. heads and decoder_heads are for files that tell no config
-    and whose sizes are unusual (see recognise). Everything is strict: raises CheckpointError for whatever is missing,
-    unexpected or of another shape.
+    and whose sizes are unusual (see StateDictAdapter.recognise). Everything is strict: raises CheckpointError for
+    whatever is missing, unexpected or of another shape.
     """
     weights = open_weights(Path(path), ema, heads, decoder_heads)
+    family = family_of(weights.model.family)
     return LoadedModel(
-        build(weights, device), weights.kind, weights.model,
-        family_of(weights.model.family).inputs(weights.model, weights.kind), weights.classes,
-        weights.audio_mean, weights.audio_std, weights.source, weights.step,
+        family.state_dict().build(weights, device), weights.kind, weights.model,
+        family.inputs(weights.model, weights.kind), weights.classes, weights.audio_mean, weights.audio_std,
+        weights.source, weights.step,
     )  # fmt: skip
 
 
@@ -80,10 +80,10 @@ def _of_run(run_dir: Path, ema: bool) -> Weights:
     tensors = read_weights(run_dir, ema)
     manifest, source = read_manifest(whole_checkpoints(run_dir)[-1]), str(run_dir)
     try:
-        model = ModelConfig.model_validate(manifest.config["model"])
+        model = model_section(manifest.config["model"])
         mean, std = (float(manifest.config["data"][name]) for name in ("audio_mean", "audio_std"))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"the newest checkpoint of {source!r} was made by another version: {error}") from error
-    kind, classes = kind_of(tensors, source)
-    step = manifest.step
-    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))
+    adapter, step = family_of(model.family).state_dict(), manifest.step
+    kind, classes = adapter.kind_of(tensors, source)
+    return adapter.in_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))

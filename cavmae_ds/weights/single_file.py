@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import inf, isfinite
 from pathlib import Path
 
@@ -9,11 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cavmae_ds.atomic_io import written_whole
-from cavmae_ds.errors import CheckpointError, shortened
-from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.official_file import bare_names
-from cavmae_ds.models.cavmae.state_dict import Weights, in_official_order, kind_of, recognise
+from cavmae_ds.errors import CheckpointError, ConfigError, shortened
+from cavmae_ds.models import adapter_for, family_of, model_section
 from cavmae_ds.models.common.pth import unreadable
+from cavmae_ds.models.common.weights import Weights, bare_names
 
 
 def header_of(weights: Weights) -> dict[str, str]:
@@ -39,8 +39,8 @@ def save_single_file(weights: Weights, path: Path) -> None:
 def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | None = None) -> Weights:
     """Read a file of save_single_file or `cavmae checkpoint convert`, or any .safetensors file of official names.
 
-    Raises CheckpointError: no such file, damaged, or not exactly one model's names and shapes. See recognise for the
-    heads of files that do not tell.
+    Raises CheckpointError: no such file, damaged, or not exactly one model's names and shapes. For the heads of files
+    that do not tell see StateDictAdapter.recognise.
     """
     source = str(path)
     try:
@@ -52,14 +52,15 @@ def load_single_file(path: Path, heads: int | None = None, decoder_heads: int | 
     except SafetensorError as error:
         raise CheckpointError(f"{source!r} is no whole safetensors file: {shortened(str(error), 200)}") from error
     if "model" not in header:
-        return recognise(tensors, source, heads, decoder_heads)
+        return adapter_for(tensors).recognise(tensors, source, heads, decoder_heads)
     try:
-        model = ModelConfig.model_validate_json(header["model"])
+        model = model_section(json.loads(header["model"]))
         mean, std = float(header["audio_mean"]), float(header["audio_std"])
         step = int(header["step"]) if "step" in header else None
         if not (isfinite(mean) and 0 < std < inf):
             raise ValueError(f"audio_mean {mean} and audio_std {std} normalise nothing")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{source!r} has a header that this version does not know; export it again") from error
-    kind, classes = kind_of(tensors, source)
-    return in_official_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))
+    adapter = family_of(model.family).state_dict()
+    kind, classes = adapter.kind_of(tensors, source)
+    return adapter.in_order(Weights(kind, model, classes, tensors, source, mean, std, heads_known=True, step=step))

@@ -19,7 +19,8 @@ from cavmae_ds.data.loading.shard_cache import ShardCache
 from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.errors import CheckpointError, ConfigError, DataError, UserError
 from cavmae_ds.models.cavmae import inputs
-from cavmae_ds.models.cavmae.state_dict import Kind, Weights
+from cavmae_ds.models.cavmae.state_dict import Kind
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.single_file import save_single_file
 from tests.weights.small_models import SIZES, run_folder, small_model

@@ -28,7 +28,8 @@ from cavmae_ds.errors import CheckpointError, ConfigError, DataError
 from cavmae_ds.evaluation import feature_files
 from cavmae_ds.evaluation.feature_files import FeatureFile
 from cavmae_ds.models.cavmae import inputs
-from cavmae_ds.models.cavmae.state_dict import Kind, Weights
+from cavmae_ds.models.cavmae.state_dict import Kind
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.single_file import save_single_file
 from tests.data.media_files import cut_short

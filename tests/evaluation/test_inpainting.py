@@ -9,9 +9,9 @@ from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.composite import Stages, stages
 from cavmae_ds.evaluation.inference import Judged, open_judged
 from cavmae_ds.evaluation.inpainting import Settings, clip_losses, inpaint, plans_for, spread_clips
-from cavmae_ds.models.cavmae.model import PretrainOutput
-from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import audio_to_patches, patchify
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.tasks.pretrain.config import LossConfig
 from cavmae_ds.tasks.pretrain.losses import reconstruction_loss
 from cavmae_ds.weights.single_file import save_single_file

@@ -18,9 +18,9 @@ from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.transforms.log_mel import HOP_SAMPLES, MEL_BINS, WINDOW_SAMPLES, LogMel
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.resynthesis import check_torchaudio, sound_of
-from cavmae_ds.models.cavmae.official_file import save_official
-from cavmae_ds.models.cavmae.state_dict import Weights
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.tasks import load_run
+from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import save_single_file
 from tests.weights.small_models import SIZES, run_folder, small_model
 

@@ -18,7 +18,8 @@ from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.evaluation.inpainting import Settings, plans_for
 from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, figure_pixels, sound_frames
 from cavmae_ds.models.cavmae import inputs
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.output import PretrainOutput
 from tests.weights.small_models import SIZES
 
 LONGER = SIZES.model_copy(update={"audio_frames": 160})

@@ -21,8 +21,9 @@ from cavmae_ds.checkpoint.store import FolderStore, entries
 from cavmae_ds.checkpoint.weights import assemble, export_weights
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models.cavmae.mae import read_mae
-from cavmae_ds.models.cavmae.official_file import bare_names, load_official
 from cavmae_ds.models.cavmae.state_dict import build, recognise
+from cavmae_ds.models.common.weights import bare_names
+from cavmae_ds.weights.official import load_official
 from cavmae_ds.weights.single_file import load_single_file
 from tests.checkpoint.made import make_checkpoint
 from tests.fuzz.mutations import TIMEOUT_S, examples, mutated_bytes, mutated_json, mutated_values, works_or_is_refused

@@ -15,7 +15,8 @@ from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.kernels.contrastive import Contrast
 from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.masking import draw_plans
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses

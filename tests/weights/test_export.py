@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from cavmae_ds.cli import app
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.model import in_decoder
-from cavmae_ds.models.cavmae.official_file import save_official
 from cavmae_ds.weights import export as exporting
 from cavmae_ds.weights.export import export, format_of
 from cavmae_ds.weights.load import load_model, open_weights
+from cavmae_ds.weights.official import save_official
 from tests.weights.small_models import HEADS, clips, small_model
 
 

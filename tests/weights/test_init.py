@@ -10,11 +10,11 @@ import torch
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, ConfigError
-from cavmae_ds.models.cavmae.official_file import save_official
 from cavmae_ds.models.cavmae.state_dict import recognise
 from cavmae_ds.models.common.positions import position_table, refit_columns
 from cavmae_ds.tasks import load_run, validate_run
 from cavmae_ds.weights.init import examine_start, initialise, start_from
+from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import save_single_file
 from tests.ranks import fork_ranks
 from tests.weights.small_models import HEADS, SIZES, run_folder, small_mae, small_model

@@ -6,10 +6,11 @@ from safetensors.torch import save_file
 
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.official_file import save_official
-from cavmae_ds.models.cavmae.state_dict import Weights, recognise, with_audio_frames
+from cavmae_ds.models.cavmae.state_dict import recognise, with_audio_frames
 from cavmae_ds.models.common.positions import position_table
+from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.weights.load import load_model, open_weights
+from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import header_of, save_single_file
 from tests.weights.small_models import HEADS, SIZES, clips, run_folder, small_model
 

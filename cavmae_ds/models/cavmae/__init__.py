@@ -6,7 +6,7 @@ from typing import Any
 
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.models.cavmae.config import ClassifierConfig, MaskConfig, ModelConfig
-from cavmae_ds.models.family import ModelFamily
+from cavmae_ds.models.family import ModelFamily, StateDictAdapter
 
 
 def inputs(model: ModelConfig, task: str = "pretrain") -> InputSpec:
@@ -49,6 +49,13 @@ def classifier_flops(model: ModelConfig, classifier: ClassifierConfig) -> int:
     return classifier_flops(model, classifier)
 
 
+def state_dict_adapter() -> StateDictAdapter:
+    """See adapter.py."""
+    from cavmae_ds.models.cavmae.adapter import CAVMAEStateDict
+
+    return CAVMAEStateDict()
+
+
 def depth(model: ModelConfig, name: str) -> int:
     """Embeddings, each block of the towers (both towers side by side), each shared block, the final norms."""
     first, *rest = name.split(".")
@@ -75,6 +82,7 @@ FAMILY = ModelFamily(
     build={"pretrain": build_pretraining, "finetune": build_classifier},
     draw_masks=draw_masks,
     flops={"pretrain": training_flops, "finetune": classifier_flops},
+    state_dict=state_dict_adapter,
     head="mlp_head.",
     depth=depth,
     last_depth=last_depth,

@@ -12,9 +12,8 @@ from cavmae_ds.config.sections.init import AudioHead
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.cavmae.official_file import bare_names
-from cavmae_ds.models.cavmae.state_dict import differences
 from cavmae_ds.models.common.pth import read_pth
+from cavmae_ds.models.common.weights import bare_names, differences
 
 
 def read_mae(path: Path) -> dict[str, Tensor]:

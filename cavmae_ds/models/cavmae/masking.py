@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from cavmae_ds.distributed.per_sample_rng import Stream
 from cavmae_ds.kernels.grid import Grid
 from cavmae_ds.kernels.random_mask import random_mask
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.common.masking import MaskPlan, kept_patches, structured_counts
+from cavmae_ds.models.common.masking import MaskPlan, Plans, kept_patches, structured_counts
 
 
 def audio_grid(cfg: ModelConfig) -> Grid:
@@ -23,13 +22,6 @@ def image_grid(cfg: ModelConfig) -> Grid:
     """Grid of the RGB frame."""
     side = cfg.image_size // cfg.patch_size
     return Grid(side, side, cfg.patch_size, channels=3)
-
-
-class Plans(NamedTuple):
-    """The plans of both modalities of a batch."""
-
-    audio: MaskPlan
-    image: MaskPlan
 
 
 def draw_plans(model: ModelConfig, mask: MaskConfig, seed: int, epoch: int | Tensor, clip_index: Tensor) -> Plans:

@@ -6,7 +6,7 @@ B clips; La, Lv patches of audio and image; Ka, Kv visible ones; D width of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,40 +15,11 @@ from cavmae_ds.data.transforms.normalise import Normalisation
 from cavmae_ds.kernels.unshuffle import unshuffle
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
-from cavmae_ds.models.cavmae.masking import Plans
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
 from cavmae_ds.models.common.decoder_chunks import DecoderChunks, Reconstruction
-from cavmae_ds.models.common.masking import MaskPlan
-from cavmae_ds.models.common.patches import Picture, select
-
-
-class PretrainOutput(NamedTuple):
-    """What a model hands to the losses. Parts that were not asked for are None."""
-
-    audio_pooled: Tensor | None
-    """[B, D] mean audio token, not normalised: one side of the contrastive pairs."""
-    image_pooled: Tensor | None
-    """[B, D] mean image token, the other side."""
-    audio_prediction: Tensor | None
-    """[B, Ha, Pa] the hidden audio patches rebuilt, in the order of plans.audio.hidden (or all, if asked for)."""
-    image_prediction: Tensor | None
-    """[B, Hv, Pv] likewise."""
-    audio: Picture
-    """The log-mels as given: the losses read their targets from them."""
-    image: Picture
-    """The images as given."""
-    plans: Plans
-    """Which patches were hidden."""
-    started: Any = None
-    """What on_pooled made of the pooled features."""
-    reconstruction: Reconstruction | None = None
-    """The decoder's loss, where it ran in chunks; the predictions are then those of the first chunk, for the eye."""
-
-    def of_clips(self, rows: slice) -> PretrainOutput:
-        """Inputs and plans of some of the clips."""
-        audio, image = (picture._replace(pixels=picture.pixels[rows]) for picture in (self.audio, self.image))
-        plans = Plans(*(MaskPlan(*(ids[rows] for ids in plan)) for plan in self.plans))
-        return PretrainOutput(None, None, None, None, audio, image, plans)
+from cavmae_ds.models.common.masking import Plans
+from cavmae_ds.models.common.output import PretrainOutput
+from cavmae_ds.models.common.patches import select
 
 
 class CAVMAE(Encoder):

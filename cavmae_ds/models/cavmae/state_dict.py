@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from typing import Literal
 
@@ -11,40 +11,19 @@ import torch
 from torch import Tensor
 
 from cavmae_ds.config.sections.init import Positions
-from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD, Normalisation, training_normalisation
+from cavmae_ds.data.transforms.normalise import Normalisation, training_normalisation
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT, CAVMAEFTAudio
 from cavmae_ds.models.cavmae.config import PRESETS, ModelConfig
 from cavmae_ds.models.cavmae.masking import audio_grid
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.common.positions import refit_columns
+from cavmae_ds.models.common.weights import Weights, differences, first_problem, shortly
 
 Kind = Literal["pretrain", "finetune", "finetune-audio"]
 """Which model: CAVMAE, CAVMAEFT or CAVMAEFTAudio."""
 
 MEL_BINS = 128  # of every official model
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A whole model on the CPU, before it is one."""
-
-    kind: Kind
-    model: ModelConfig
-    classes: int
-    """0 if it is no classifier."""
-    tensors: dict[str, Tensor]
-    """Official names without a prefix, in the official order, float32."""
-    source: str
-    """Where they come from, for messages."""
-    audio_mean: float = AUDIO_MEAN
-    """What is taken from raw log-mels; the official value unless the file says otherwise."""
-    audio_std: float = AUDIO_STD
-    """What they are then divided by."""
-    heads_known: bool = False
-    """The numbers of heads were told with the weights: no shape tells them."""
-    step: int | None = None
-    """Optimizer steps of the run that they are of, where that is known."""
 
 
 def recognise(
@@ -133,21 +112,6 @@ def kind_of(tensors: Mapping[str, Tensor], source: str) -> tuple[Kind, int]:
     )
 
 
-def differences(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """`2 names are missing (a, b), 1 is unexpected (c)`."""
-    parts = []
-    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
-        if names:
-            parts.append(f"{len(names)} {'name is' if len(names) == 1 else 'names are'} {what} ({shortly(names)})")
-    return ", ".join(parts)
-
-
-def shortly(names: Collection[str], most: int = 4) -> str:
-    """The first few of some names."""
-    first = ", ".join(list(names)[:most])
-    return first if len(names) <= most else f"{first} and {len(names) - most} more"
-
-
 def _empty(weights: Weights, normalisation: Normalisation | None = None) -> CAVMAE | CAVMAEFT:
     """The model without values."""
     normal = normalisation or Normalisation()
@@ -222,9 +186,3 @@ def _heads(width: int, width_key: str, heads_key: str, per_head: int, source: st
             f"{source} is {width} wide, which no shape splits into heads; say how many with --heads and --decoder-heads"
         )
     return width // per_head
-
-
-def first_problem(error: ValueError) -> str:
-    """What pydantic, or a function, complained about, without ornaments."""
-    details: Callable | None = getattr(error, "errors", None)
-    return details()[0]["msg"].removeprefix("Value error, ") if details else str(error)

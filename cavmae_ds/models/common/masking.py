@@ -29,6 +29,13 @@ class MaskPlan(NamedTuple):
         return torch.ones(self.restore.shape, device=self.restore.device).scatter(1, self.keep, 0.0)
 
 
+class Plans(NamedTuple):
+    """The plans of both modalities of a batch."""
+
+    audio: MaskPlan
+    image: MaskPlan
+
+
 def kept_patches(patches: int, ratio: float) -> int:
     """Visible patches out of `patches` when the share `ratio` is hidden: int(L (1 - r)), spec/cav-mae.md 1.7.
 

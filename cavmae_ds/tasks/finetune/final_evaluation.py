@@ -29,7 +29,7 @@ from cavmae_ds.evaluation.inference import EVERY_FRAME, MIDDLE_ALONE, Judged
 from cavmae_ds.evaluation.run_folder import AVERAGED_WEIGHTS
 from cavmae_ds.evaluation.scores import classification, scores_file
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
-from cavmae_ds.models.cavmae.state_dict import kind_of
+from cavmae_ds.models import family_of
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.terminal import DisplayConsole
@@ -120,7 +120,7 @@ class FinetuneEnd:
                 model.load_state_dict(assemble(folder, read_manifest(folder), state))
         weights, source = model.state_dict(), str(cfg.run_dir)
         copy_from_first_rank(weights.values())
-        kind, classes = kind_of(weights, source)
+        kind, classes = family_of(cfg.model.family).state_dict().kind_of(weights, source)
         mean, std = cfg.data.audio_mean, cfg.data.audio_std
         return LoadedModel(model, kind, cfg.model, self.front_end.inputs, classes, mean, std, source)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both, mean_of_directions, unit_rows
 from cavmae_ds.kernels.masked_mse import masked_mse
-from cavmae_ds.models.cavmae.model import PretrainOutput
 from cavmae_ds.models.common.decoder_chunks import Reconstruction
 from cavmae_ds.models.common.masking import MaskPlan
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import Picture
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 

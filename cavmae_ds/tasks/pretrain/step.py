@@ -20,7 +20,7 @@ from cavmae_ds.data.transforms.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.kernels.contrastive import Contrast
 from cavmae_ds.models import family_of
-from cavmae_ds.models.cavmae.model import PretrainOutput
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks.finite_check import Evidence, evidence
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.contrastive import Negatives

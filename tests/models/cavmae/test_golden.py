@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.masking import Plans, audio_grid
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
-from cavmae_ds.models.common.masking import kept_patches, plan_from_noise, structured
+from cavmae_ds.models.cavmae.masking import audio_grid
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.masking import Plans, kept_patches, plan_from_noise, structured
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import select
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.cavmae.masking import Plans, draw_plans
+from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.masking import Plans
 from cavmae_ds.models.common.patches import audio_to_patches, patches_to_audio
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses

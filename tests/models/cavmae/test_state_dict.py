@@ -7,8 +7,8 @@ import torch
 
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.cavmae.official_file import load_official, save_official
 from cavmae_ds.weights.load import load_model
+from cavmae_ds.weights.official import load_official, save_official
 from tests.weights.small_models import HEADS, SIZES, clips, small_model
 
 KINDS = ["pretrain", "finetune", "finetune-audio"]

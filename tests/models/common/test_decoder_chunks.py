@@ -9,7 +9,8 @@ import torch
 
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.masking import draw_plans
-from cavmae_ds.models.cavmae.model import CAVMAE, PretrainOutput
+from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, pretrain_losses, reconstruction_loss
 

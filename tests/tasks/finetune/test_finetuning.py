@@ -28,11 +28,11 @@ from cavmae_ds.evaluation.scores import classification
 from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.classifier import CAVMAEFT
 from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.models.cavmae.official_file import save_official
 from cavmae_ds.tasks import load_run
 from cavmae_ds.tasks.finetune.final_evaluation import AVERAGED_WEIGHTS, is_scored, write_averaged
 from cavmae_ds.tasks.finetune.validation import SCORES, note_epoch
 from cavmae_ds.weights.load import load_model
+from cavmae_ds.weights.official import save_official
 from tests.data.small_shards import small_shards
 from tests.ranks import CHECKOUT, fork_cavmae, fork_ranks
 

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cavmae_ds.kernels.contrastive import unit_rows
-from cavmae_ds.models.cavmae.masking import Plans
-from cavmae_ds.models.cavmae.model import PretrainOutput
-from cavmae_ds.models.common.masking import plan_from_noise
+from cavmae_ds.models.common.masking import Plans, plan_from_noise
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import Grid, Picture
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, contrastive_loss, pretrain_losses
