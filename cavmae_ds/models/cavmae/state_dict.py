@@ -48,7 +48,11 @@ def in_official_order(weights: Weights) -> Weights:
         raise CheckpointError(
             f"{weights.source} is no {weights.kind} model of CAV-MAE: {blocks} blocks in {len(weights.tensors)} tensors"
         )
-    expected = {name: tensor.shape for name, tensor in _empty(weights).state_dict().items()}
+    try:
+        expected = {name: tensor.shape for name, tensor in _empty(weights).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{weights.source} has sizes that no model has: {first_line}") from error
     found = weights.tensors
     missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or unexpected:

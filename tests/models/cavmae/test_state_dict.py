@@ -1,5 +1,6 @@
 """Official files in and out: both directions bit by bit, and what is refused instead of half loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models.cavmae.state_dict import in_official_order, recognise
 from cavmae_ds.weights.load import load_model
 from cavmae_ds.weights.official import load_official, save_official
 from tests.weights.small_models import HEADS, SIZES, clips, small_model
@@ -163,3 +165,11 @@ def test_every_malformed_file_ends_in_a_sentence(tmp_path):
         with pytest.raises(CheckpointError) as refused:
             load_official(path)
         assert len(str(refused.value)) < 500 and "\n" not in str(refused.value) and "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("embed_dim", 2**31), ("image_size", 2**34), ("mlp_ratio", 1e18)])
+def test_sizes_beyond_what_torch_can_count_are_refused_in_one_line(key, value):
+    weights = recognise(small_model("pretrain").state_dict(), "a file", **HEADS)
+    beyond = replace(weights, model=weights.model.model_copy(update={key: value}))
+    with pytest.raises(CheckpointError, match="^a file has sizes that no model has: [^\n]+$"):
+        in_official_order(beyond)
