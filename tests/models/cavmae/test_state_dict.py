@@ -171,5 +171,5 @@ def test_every_malformed_file_ends_in_a_sentence(tmp_path):
 def test_sizes_beyond_what_torch_can_count_are_refused_in_one_line(key, value):
     weights = recognise(small_model("pretrain").state_dict(), "a file", **HEADS)
     beyond = replace(weights, model=weights.model.model_copy(update={key: value}))
-    with pytest.raises(CheckpointError, match="^a file has sizes that no model has: [^\n]+$"):
+    with pytest.raises(CheckpointError, match=r"^a file has sizes that no model has: [^\n]+$"):
         in_official_order(beyond)
