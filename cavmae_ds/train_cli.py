@@ -42,8 +42,6 @@ LocalRank = Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=T
 Train = Callable[[StopRequests], None]
 
 FIRST_RANK_SPEAKS_S = 3.0
-"""The other ranks stay so long after a refusal, which the first rank alone prints: torchrun ends all ranks as soon as
-one has left."""
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +187,7 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
         if rank == 0 or isinstance(error, RankError):
             say(f"{what}: error: {error}")
         else:
-            time.sleep(FIRST_RANK_SPEAKS_S)
+            _let_first_rank_speak()
         return ExitCode.REFUSED
     except Exception as error:
         if sentence := refusal(error):
@@ -199,6 +197,12 @@ def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:
             say(traceback.format_exc())
         return ExitCode.DEFECT
     return ExitCode.DONE
+
+
+def _let_first_rank_speak() -> None:
+    """After a refusal that the first rank alone prints: torchrun ends all ranks at once when one has left."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # other launchers look once a second
+        time.sleep(FIRST_RANK_SPEAKS_S)
 
 
 def main(command: Callable[..., None] = pretrain_command) -> None:
@@ -216,7 +220,7 @@ def main(command: Callable[..., None] = pretrain_command) -> None:
             what = command.__name__.partition("_")[0]
             echo(f"{what}: error: {sentence}" if sentence else traceback.format_exc(), err=True)
         else:
-            time.sleep(FIRST_RANK_SPEAKS_S)
+            _let_first_rank_speak()
         sys.exit(ExitCode.REFUSED if sentence else ExitCode.DEFECT)
 
 
