@@ -63,9 +63,10 @@ def validate_run(values: dict[str, Any], task: str = "") -> RunConfig:
     """Check plain values (as read from YAML); see load_run for the errors."""
     named = values.get("task")
     if task and named is not None and named != task:
+        script = _script(named) if isinstance(named, str) and named in TASKS else "launch/train.py"
         raise ConfigError(
-            f"task is {shortened(repr(named))} in a run file for {_script(task)}; start it with "
-            f"{_script(named) if named in TASKS else 'launch/train.py'}, or leave the key out"
+            f"task is {shortened(repr(named))} in a run file for {_script(task)}; start it with {script}, or leave the "
+            "key out"
         )
     chosen = task or task_by_sections(named, values)
     model = values.get("model")

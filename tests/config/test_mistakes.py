@@ -59,6 +59,7 @@ MISTAKES = {
     "family that is no name": (["model.family=[1]"], ["model.family", "one of cavmae", "[1]"]),
     "task of another script": (["task=finetune"], ["task is 'finetune'", "launch/pretrain.py", "launch/finetune.py"]),
     "unknown task": (["task=segment"], ["task is 'segment'", "launch/pretrain.py", "launch/train.py"]),
+    "task that is no name": (["task=[1]"], ["task is [1]", "launch/pretrain.py", "launch/train.py"]),
     "unknown preset": (["model.preset=colossal"], ["model.preset", "'large', 'huge' or 'giant'", "colossal"]),
     "batch larger than the data": (["train.global_batch=64"], ["train.global_batch", "24 clips"]),
     "silence within a few signs of life": (["watch.silence_seconds=1"], ["watch.silence_seconds", "equal to 5", "1"]),
