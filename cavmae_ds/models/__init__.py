@@ -32,6 +32,6 @@ def model_section(values: Mapping[str, Any]) -> ModelSection:
 
 def adapter_for(names: Collection[str]) -> StateDictAdapter:
     """Of the family that recognises names of parameters; if none does, of the default one, which will refuse them."""
-    adapters = [family_of(name).state_dict() for name in FAMILIES]
+    adapters = (family_of(name).state_dict() for name in FAMILIES)
     default = family_of(DEFAULT_FAMILY).state_dict()
     return next((adapter for adapter in adapters if adapter.recognises(names)), default)

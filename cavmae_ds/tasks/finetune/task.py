@@ -20,7 +20,6 @@ from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
 from cavmae_ds.models import family_of
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
-from cavmae_ds.tasks.finetune.step import FinetuneStep
 from cavmae_ds.tasks.finetune.weight_average import EpochAverage
 from cavmae_ds.tasks.task import LrScale, Metric, StepOutput, Task, freeze_unused
 from cavmae_ds.training.batch_plan import batch_plan, class_names
@@ -108,8 +107,9 @@ class Finetuning(Task):
 
     def start(self, world: World, engine: Any) -> None:
         """Build the step, the validation and the final evaluation."""
-        # These bring streaming along, which a dry run spares.
+        # These bring the engine and streaming along, which a dry run spares.
         from cavmae_ds.tasks.finetune.final_evaluation import FinetuneEnd
+        from cavmae_ds.tasks.finetune.step import FinetuneStep
         from cavmae_ds.tasks.finetune.validation import ClassifierValidation
 
         cfg = self.cfg

@@ -14,7 +14,6 @@ from cavmae_ds.data.transforms.front_end import FrontEnd, Ready
 from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError
-from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, drawable, figure_pixels
 from cavmae_ds.models import family_of
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.plan.activations import activations
@@ -23,7 +22,6 @@ from cavmae_ds.plan.states import count, states
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import measured_fields
 from cavmae_ds.tasks.pretrain.plan import PretrainPlan
-from cavmae_ds.tasks.pretrain.step import TrainingStep
 from cavmae_ds.tasks.task import Metric, StepOutput, Task
 from cavmae_ds.training.batch_plan import batch_plan
 
@@ -85,7 +83,9 @@ class Pretraining(Task):
 
     def start(self, world: World, engine: Any) -> None:
         """Build the step and the validation."""
-        from cavmae_ds.tasks.pretrain.validation import Validation  # brings streaming along, which a dry run spares
+        # These bring the engine and streaming along, which a dry run and a plan spare.
+        from cavmae_ds.tasks.pretrain.step import TrainingStep
+        from cavmae_ds.tasks.pretrain.validation import Validation
 
         cfg = self.cfg
         plain = FrontEnd(self.inputs, world.device)
@@ -104,6 +104,8 @@ class Pretraining(Task):
 
     def figures(self, done: StepOutput) -> Mapping[str, Any]:
         """Inputs, what the encoder sees of them, and the reconstructions; none if nothing is reconstructed."""
+        from cavmae_ds.evaluation.reconstruction_figure import draw_reconstructions, drawable, figure_pixels
+
         if not drawable(done.output):
             return {}
         names, normalised = done.evidence[-1].clip_ids, self.cfg.loss.normalise_pixels
