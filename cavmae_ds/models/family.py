@@ -23,7 +23,10 @@ class StateDictAdapter(Protocol):
         ...
 
     def recognise(self, tensors: Mapping[str, Any], source: str, heads: int | None, decoder_heads: int | None) -> Any:
-        """Weights with their section `model`, from names and shapes alone; heads where no shape tells them."""
+        """Weights with their section `model`, from names and shapes alone.
+
+        heads, decoder_heads: numbers of attention heads, which no shape determines.
+        """
         ...
 
     def kind_of(self, tensors: Mapping[str, Any], source: str) -> tuple[str, int]:
@@ -39,7 +42,7 @@ class StateDictAdapter(Protocol):
         ...
 
     def heads_of(self, model: Any) -> tuple[int, int]:
-        """Attention heads of encoder and decoder, for files that do not tell them."""
+        """Attention heads of encoder and decoder, for files that do not record them."""
         ...
 
     def from_mae(self, path: Path, model: Any, init: InitConfig) -> Any:

@@ -42,7 +42,7 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """Mean over this rank's clips of the step, float64, no gradient; its mean over ranks is the whole batch's."""
     metrics: Tensor
-    """[M] float64, likewise, in the order of Task.metrics."""
+    """[M] float64, means as the loss is, in the order of Task.metrics."""
     grad_norm: Tensor | float
     """Of the whole gradient, before clipping."""
     bad: list[BadClip]
@@ -116,7 +116,7 @@ class Task(ABC):
         """The micro-batches of this rank for one optimizer step become gradients, and the step is taken."""
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Curves of what is due after so many optimizer steps; on the first rank. All ranks call it."""
+        """Curves of what is due after optimizer step `step`; on the first rank. All ranks call it."""
         return {}
 
     def figures(self, done: StepOutput) -> Mapping[str, Any]:

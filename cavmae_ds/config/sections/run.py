@@ -100,7 +100,7 @@ class RunConfig(Section):
         return None
 
     def same_candidates(self, ranks: int, candidates: int) -> list[str]:
-        """Settings, each of which gives so many candidates on so many ranks."""
+        """Settings, each of which alone gives this number of candidates on this number of ranks."""
         return []
 
     def check_fewer_ranks(self) -> None:

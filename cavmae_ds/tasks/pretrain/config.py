@@ -133,7 +133,7 @@ class PretrainConfig(RunConfig):
         return self._candidates(ranks, self.train.micro_batch, self.contrastive.two_pass)
 
     def same_candidates(self, ranks: int, candidates: int) -> list[str]:
-        """train.micro_batch and contrastive.two_pass, where they can give so many candidates."""
+        """train.micro_batch and contrastive.two_pass, where they can give this number."""
         batch, two_pass = self.train.global_batch, self.contrastive.two_pass
         fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)
         micros = [micro for micro in fitting if self._candidates(ranks, micro, two_pass) == candidates]
