@@ -40,10 +40,7 @@ def step() -> dict[str, Spent]:
     def train(all_patches: bool) -> None:
         output = model(audio, images, plans, all_patches=all_patches)
         if all_patches:
-            output = output._replace(
-                audio_prediction=select(output.audio_prediction, plans.audio.hidden),
-                image_prediction=select(output.image_prediction, plans.image.hidden),
-            )
+            output = output.predicting(*(select(one.prediction, one.plan.hidden) for one in output.targets))
         pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig()).total.backward()
 
     return take_turns({"predict all patches": lambda: train(True), "predict hidden ones": lambda: train(False)})

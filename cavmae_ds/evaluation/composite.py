@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cavmae_ds.models.common.masking import MaskPlan
-from cavmae_ds.models.common.patches import Picture
+from cavmae_ds.models.common.output import Target
+from cavmae_ds.models.common.patches import patches_to_audio
 
 
 class Stages(NamedTuple):
@@ -24,17 +24,26 @@ class Stages(NamedTuple):
     """Hidden patches as predicted; the others are bit by bit those given."""
 
 
-def stages(picture: Picture, prediction: Tensor, plan: MaskPlan, normalised: bool, clips: int) -> Stages:
-    """The first clips of a batch, and the predictions [B, H, P] of the patches that the plan hides.
+def stages(target: Target, normalised: bool, clips: int) -> Stages:
+    """The first clips of a batch with what was predicted of their hidden patches.
 
-    normalised: the model predicts each patch up to its mean and variance (loss.normalise_pixels). Those two numbers are
-    then taken from the input, as pictures of masked autoencoders usually do.
+    normalised: unless the target says otherwise, each patch is predicted up to its mean and variance
+    (loss.normalise_pixels). Those two numbers are then taken from the input, as pictures of masked autoencoders usually
+    do.
     """
-    first = Picture(picture.pixels[:clips].cpu(), *picture[1:])
+    assert target.prediction is not None
+    normalised = normalised if target.normalised is None else target.normalised
+    first = target.source._replace(pixels=target.source.pixels[:clips].cpu())
     given = first.patches(first.every_patch(), torch.float32)
-    hidden = plan.hidden[:clips].cpu()[..., None].expand(-1, -1, given.shape[2])  # [n, H, P]
-    predicted = prediction[:clips].detach().float().cpu()  # [n, H, P]
+    hidden = target.plan.hidden[:clips].cpu()[..., None].expand(-1, -1, given.shape[2])  # [n, H, P]
+    predicted = target.prediction[:clips].detach().float().cpu()  # [n, H, P]
     if normalised:
-        target = given.gather(1, hidden)
-        predicted = predicted * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+        wanted = given.gather(1, hidden)
+        predicted = predicted * (wanted.var(-1, keepdim=True) + 1e-6).sqrt() + wanted.mean(-1, keepdim=True)
     return Stages(given, given.scatter(1, hidden, torch.nan), given.scatter(1, hidden, predicted))
+
+
+def log_mel_stages(target: Target, normalised: bool, clips: int) -> list[Tensor]:
+    """The stages of a target of one channel as raw log-mels, each [n, T, mel]."""
+    (mean,), (std,) = target.source.mean, target.source.std
+    return [patches_to_audio(part, target.source.grid) * std + mean for part in stages(target, normalised, clips)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cavmae_ds.evaluation.inpainting import ClipLosses, Settings
     from cavmae_ds.models.common.output import PretrainOutput
 
+NOUNS = {"audio": "sound", "image": "frame"}
 console = DisplayConsole(soft_wrap=True)
 
 
@@ -115,7 +116,8 @@ def inpaint(
         figure.savefig(unfinished, dpi=110)
     sounds = _write_sounds(sound, output, batch, settings) if sound else [[]] * len(losses)
     rows = [
-        {"clip": name, "index": int(index), "loss_audio": loss.audio, "loss_image": loss.image, "sounds": files}
+        {"clip": name, "index": int(index), "sounds": files}
+        | {f"loss_{target}": value for target, value in loss.items()}
         for name, index, loss, files in zip(batch.clip_ids, batch.clip_index, losses, sounds, strict=True)
     ]
     values = {"weights": str(weights), "data": data, "ema": ema} | settings._asdict() | {"clips": rows}
@@ -150,17 +152,12 @@ def _write_sounds(folder: Path, output: PretrainOutput, batch: Batch, settings: 
     """The sounds of each clip, as long as it is; their names. Clips without a single window have none."""
     from cavmae_ds.atomic_io import written_whole
     from cavmae_ds.data.transforms.log_mel import frames_of
-    from cavmae_ds.evaluation.composite import stages
+    from cavmae_ds.evaluation.composite import log_mel_stages
     from cavmae_ds.evaluation.resynthesis import silent_where_hidden, sound_of, write_wav
-    from cavmae_ds.models.common.patches import patches_to_audio
 
-    assert output.audio_prediction is not None
-    (mean,), (std,) = output.audio.mean, output.audio.std
-    clips = len(batch.clip_ids)
-    patches = stages(output.audio, output.audio_prediction, output.plans.audio, settings.normalised_pixels, clips)
-    versions = {
-        name: silent_where_hidden(patches_to_audio(part, output.audio.grid) * std + mean)  # [n, T, 128] raw
-        for name, part in zip(("given", "heard", "rebuilt"), patches, strict=True)
+    mels = log_mel_stages(output.target("audio"), settings.normalised_pixels, len(batch.clip_ids))
+    versions = {  # [n, T, 128] raw
+        name: silent_where_hidden(part) for name, part in zip(("given", "heard", "rebuilt"), mels, strict=True)
     }
     names = []
     for row, frames in enumerate(frames_of(batch.n_samples).tolist()):
@@ -174,12 +171,12 @@ def _write_sounds(folder: Path, output: PretrainOutput, batch: Batch, settings: 
 
 def _table(losses: list[ClipLosses], output: PretrainOutput, mode: str) -> Table:
     table = folding_table("", "hidden", "loss, mean", title="reconstruction of what was hidden")
-    for name, plan, column, how in (
-        ("sound", output.plans.audio, [loss.audio for loss in losses], mode),
-        ("frame", output.plans.image, [loss.image for loss in losses], "unstructured"),
-    ):
-        share = float(plan.mask[0].mean())  # of whole patches, so not quite the ratio
-        pattern = f", {how}" if how != "unstructured" and 0 < share < 1 else ""
+    for target in output.targets:
+        is_sound = target.name == "audio"
+        share = float(target.plan.mask[0].mean())  # of whole patches, so not quite the ratio
+        pattern = f", {mode}" if is_sound and mode != "unstructured" and 0 < share < 1 else ""
+        column = [loss[target.name] for loss in losses]
         known = [loss for loss in column if loss is not None]
-        table.add_row(name, f"{share:.0%}{pattern}", f"{fmean(known):.4f}" if known else "-")
+        mean = f"{fmean(known):.4f}" if known else "-"
+        table.add_row(NOUNS.get(target.name, target.name), f"{share:.0%}{pattern}", mean)
     return table

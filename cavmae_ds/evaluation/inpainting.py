@@ -6,24 +6,21 @@ B clips; L patches, H of them hidden.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cavmae_ds.config.sections.model import ModelSection
 from cavmae_ds.data.format.clips import Batch, collate
 from cavmae_ds.data.format.spread import spread
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.inference import Judged
 from cavmae_ds.kernels.masked_mse import masked_mse
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.cavmae.masking import draw_plans
-from cavmae_ds.models.cavmae.model import CAVMAE
+from cavmae_ds.models import family_of
 from cavmae_ds.models.common.masking import MaskPlan, Plans
-from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.models.common.patches import Picture
+from cavmae_ds.models.common.output import PretrainOutput, Target
 from cavmae_ds.tasks import validate_run
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 Mode = Literal["unstructured", "time", "freq", "tf"]
 
@@ -41,11 +38,8 @@ class Settings(NamedTuple):
     """The model predicts each patch up to its mean and variance (loss.normalise_pixels)."""
 
 
-class ClipLosses(NamedTuple):
-    """Mean squared error over the hidden patches of one clip; None where nothing is hidden."""
-
-    audio: float | None
-    image: float | None
+ClipLosses = dict[str, float | None]
+"""Target -> mean squared error over the hidden patches of one clip; None where nothing is hidden."""
 
 
 def settings_of_run(judged: Judged) -> Settings:
@@ -58,11 +52,11 @@ def settings_of_run(judged: Judged) -> Settings:
         raise ConfigError(f"the model in {source!r} is a classifier without a decoder: give a pretrained one")
     if not judged.run:
         return Settings()
-    run = cast(PretrainConfig, validate_run(judged.run, "pretrain"))
+    run: Any = validate_run(judged.run, "pretrain")
     if run.loss.mae_weight == 0:
         raise ConfigError(f"the run of {source!r} had loss.mae_weight=0: its decoder has learnt nothing to draw")
-    mask = cast(MaskConfig, run.mask)
-    return Settings(mask.audio_ratio, mask.image_ratio, mask.audio_mode, run.train.seed, run.loss.normalise_pixels)
+    chosen = {key: value for key, value in run.mask.model_dump().items() if key in Settings._fields}
+    return Settings(**chosen, seed=run.train.seed, normalised_pixels=run.loss.normalise_pixels)
 
 
 def check_ratios(audio_ratio: float, image_ratio: float) -> None:
@@ -74,16 +68,22 @@ def check_ratios(audio_ratio: float, image_ratio: float) -> None:
         raise ConfigError(f"--audio-ratio and --image-ratio must not both be {audio_ratio:g}: hide some, leave some")
 
 
-def plans_for(settings: Settings, model: ModelConfig, clip_index: Tensor) -> Plans:
+def plans_for(settings: Settings, model: ModelSection, clip_index: Tensor) -> Plans:
     """The masks of the clips with these indices [B] int64: those of epoch 0 of a run with this seed.
 
     Other than in training, all of one modality may be hidden, or nothing. Raises ConfigError for a ratio in between
-    that comes to that.
+    that comes to that, and for a family without these two ratios.
     """
     ratios = settings.audio_ratio, settings.image_ratio
     some = [ratio if 0 < ratio < 1 else 0.75 for ratio in ratios]  # a stand-in: its plan is replaced below
-    mask = MaskConfig(audio_ratio=some[0], image_ratio=some[1], audio_mode=settings.audio_mode)
-    drawn = draw_plans(model, mask, settings.seed, 0, clip_index)
+    keys: dict[str, Any] = {"audio_ratio": some[0], "image_ratio": some[1]}
+    if settings.audio_mode != "unstructured":
+        keys["audio_mode"] = settings.audio_mode
+    family = family_of(model.family)
+    section, _ = family.sections["pretrain"]["mask"]
+    if missing := sorted(keys.keys() - section.model_fields.keys()):
+        raise ConfigError(f"models of family {family.name} have no mask.{missing[0]}, which inpainting hides by")
+    drawn = family.draw_masks(model, section(**keys), settings.seed, 0, clip_index)
     return Plans(
         *(plan if 0 < ratio < 1 else _whole(plan, ratio == 1) for plan, ratio in zip(drawn, ratios, strict=True))
     )
@@ -99,8 +99,8 @@ def inpaint(judged: Judged, batch: Batch, settings: Settings) -> PretrainOutput:
     """The clips, which of their patches were hidden, and what the model predicts for these."""
     audio, images = judged.front_end(batch)
     plans = plans_for(settings, judged.loaded.config, batch.clip_index.to(judged.front_end.device))
-    model = cast(CAVMAE, judged.loaded.model)
-    return cast(PretrainOutput, model(audio, images, plans, contrastive=False))
+    output: PretrainOutput = judged.loaded.model(audio, images, plans, contrastive=False)
+    return output
 
 
 def clip_losses(judged: Judged, output: PretrainOutput, normalised: bool) -> list[ClipLosses]:
@@ -108,21 +108,22 @@ def clip_losses(judged: Judged, output: PretrainOutput, normalised: bool) -> lis
 
     Raises CheckpointError where one is no number.
     """
-    assert output.audio_prediction is not None and output.image_prediction is not None
-    audio = _losses(output.audio_prediction, output.audio, output.plans.audio, normalised)
-    image = _losses(output.image_prediction, output.image, output.plans.image, normalised)
-    if not all(math.isfinite(loss) for loss in (*audio, *image) if loss is not None):
+    losses = {target.name: _losses(target, normalised) for target in output.targets}
+    if not all(math.isfinite(loss) for clips in losses.values() for loss in clips if loss is not None):
         raise CheckpointError(f"the outputs of {judged.loaded.source!r} are no numbers: its training went wrong")
-    return [ClipLosses(*both) for both in zip(audio, image, strict=True)]
+    return [dict(zip(losses, clip, strict=True)) for clip in zip(*losses.values(), strict=True)]
 
 
-def _losses(prediction: Tensor, picture: Picture, plan: MaskPlan, normalised: bool) -> list[float | None]:
+def _losses(target: Target, normalised: bool) -> list[float | None]:
+    prediction = target.prediction
+    assert prediction is not None
     clips, hidden, _ = prediction.shape
     if hidden == 0:
         return [None] * clips
-    pixels, grid, mean, std = picture
+    pixels, grid, mean, std = target.source
+    own = normalised if target.normalised is None else target.normalised
     rows = [slice(k, k + 1) for k in range(clips)]
-    return [float(masked_mse(prediction[k], pixels[k], plan.hidden[k], grid, mean, std, normalised)) for k in rows]
+    return [float(masked_mse(prediction[k], pixels[k], target.plan.hidden[k], grid, mean, std, own)) for k in rows]
 
 
 def _whole(drawn: MaskPlan, hidden: bool) -> MaskPlan:

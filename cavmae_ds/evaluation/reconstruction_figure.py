@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
@@ -14,49 +15,53 @@ from torch import Tensor
 from cavmae_ds.data.inspect.log_mel_image import draw_colour_bar, draw_log_mel, scale_of
 from cavmae_ds.data.transforms.normalise import denormalise_images
 from cavmae_ds.errors import printable
-from cavmae_ds.evaluation.composite import stages
-from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.models.common.patches import patches_to_audio, unpatchify
+from cavmae_ds.evaluation.composite import log_mel_stages, stages
+from cavmae_ds.models.common.output import PretrainOutput, Target
+from cavmae_ds.models.common.patches import unpatchify
 
 FRAMES_PER_SECOND = 100
-COLUMNS = ("frame", "what is seen", "rebuilt", "log-mel", "what is heard", "rebuilt")
+TITLES = ("frame", "what is seen", "rebuilt"), ("log-mel", "what is heard", "rebuilt")
+"""Of pictures, of log-mels."""
+NOUNS = "frame", "sound"
+
+
+class _Drawn(NamedTuple):
+    """One target of n clips."""
+
+    log_mels: bool
+    """Else pictures."""
+    parts: list[np.ndarray]
+    """As given, as seen, as rebuilt: log-mels [n, T, mel] or pictures uint8 [n, H, W, 3]."""
+    lengths: list[int]
+    """Log-mel frames of each clip before its padding."""
 
 
 def drawable(output: PretrainOutput | None) -> TypeGuard[PretrainOutput]:
     """True if there is something to draw: a model that reconstructs, and a run that asks for it."""
-    return output is not None and output.image_prediction is not None
+    return output is not None and all(target.prediction is not None for target in output.targets)
 
 
 def draw_reconstructions(output: PretrainOutput, normalised: bool, clips: int, names: Sequence[str] = ()) -> Figure:
     """One row a clip, the first `clips` of a micro-batch. Needs predictions: a run with loss.mae_weight > 0.
 
-    normalised: the model was trained with loss.normalise_pixels, see stages. names: of the clips of the micro-batch.
+    Targets of three channels are drawn as pictures and come first, those of one as log-mels. normalised: the model was
+    trained with loss.normalise_pixels, see stages. names: of the clips of the micro-batch.
     """
-    if output.image_prediction is None or output.audio_prediction is None:
+    if not drawable(output):
         raise ValueError("nothing was reconstructed: loss.mae_weight is 0")
-    plans = output.plans
-    clips = min(clips, len(output.image_prediction))  # those of the first chunk, where the decoder runs in chunks
-    frames = [
-        _to_pixels(unpatchify(patches, output.image.grid))
-        for patches in stages(output.image, output.image_prediction, plans.image, normalised, clips)
-    ]  # 3 x [n, H, W, 3]
-    (mean,), (std,) = output.audio.mean, output.audio.std
-    mels = [
-        (patches_to_audio(patches, output.audio.grid) * std + mean).numpy()
-        for patches in stages(output.audio, output.audio_prediction, plans.audio, normalised, clips)
-    ]  # 3 x [n, T, mel], raw
-    lengths = sound_frames(output.audio.pixels[:clips]).tolist()
+    targets = sorted(output.targets, key=_is_log_mel)
+    # Those of the first chunk, where the decoder runs in chunks.
+    clips = min(clips, *(len(target.prediction) for target in targets if target.prediction is not None))
+    drawn = [_drawn(target, normalised, clips) for target in targets]
     figure = Figure(figsize=(14, 2.1 * clips + 0.7), layout="constrained", facecolor="white")
     heights = [1.1, *[1.0] * (clips - 1)]  # the first row has titles
     rows = figure.subfigures(clips, 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, strip in enumerate(rows):
-        name = names[row] if names else ""
-        _draw_clip(strip, name, [part[row] for part in frames], [part[row] for part in mels], lengths[row], row == 0)
+        _draw_clip(strip, names[row] if names else "", drawn, row)
     note = "; patch mean and variance from the input" if normalised else ""
+    shares = (f"{target.plan.mask[0].mean():.0%} of the {NOUNS[_is_log_mel(target)]}" for target in targets)
     figure.suptitle(
-        f"{plans.image.mask[0].mean():.0%} of the frame and {plans.audio.mask[0].mean():.0%} of the sound hidden{note}"
-        ", in grey; hatched: padding after the end of a clip",
-        fontsize=10,
+        f"{' and '.join(shares)} hidden{note}, in grey; hatched: padding after the end of a clip", fontsize=10
     )
     return figure
 
@@ -77,26 +82,46 @@ def figure_pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _is_log_mel(target: Target) -> bool:
+    return target.source.grid.channels == 1
+
+
+def _drawn(target: Target, normalised: bool, clips: int) -> _Drawn:
+    if _is_log_mel(target):
+        parts = [part.numpy() for part in log_mel_stages(target, normalised, clips)]
+        return _Drawn(True, parts, sound_frames(target.source.pixels[:clips]).tolist())
+    patches = stages(target, normalised, clips)
+    return _Drawn(False, [_to_pixels(unpatchify(part, target.source.grid)) for part in patches], [])
+
+
 def _to_pixels(images: Tensor) -> np.ndarray:
     """Normalised [n, 3, H, W] to uint8 [n, H, W, 3]; hidden pixels in the data set's mean colour, a grey."""
     return denormalise_images(images.nan_to_num(0.0)).permute(0, 2, 3, 1).numpy()
 
 
-def _draw_clip(
-    strip: SubFigure, name: str, frames: list[np.ndarray], mels: list[np.ndarray], sound_frames: int, titled: bool
-) -> None:
-    """One row. frames: 3 x [H, W, 3]; mels: 3 x [T, mel], of which sound_frames are no padding."""
-    panels = strip.subplots(1, len(COLUMNS), width_ratios=(1, 1, 1, 1.7, 1.7, 1.7))
+def _draw_clip(strip: SubFigure, name: str, drawn: Sequence[_Drawn], row: int) -> None:
+    """One row: three panels for each target. The first row has titles."""
+    widths = [width for part in drawn for width in [1.7 if part.log_mels else 1.0] * 3]
+    panels = strip.subplots(1, len(widths), width_ratios=widths)
     strip.suptitle(printable(name[-100:]), fontsize=8, x=0.01, ha="left", parse_math=False)
-    scale = scale_of(mels[0][:sound_frames])  # the same colours for the three log-mels of a clip
-    for frame, panel in zip(frames, panels, strict=False):
-        panel.imshow(frame)
-        panel.set_axis_off()
-    for mel, panel in zip(mels, panels[3:], strict=True):
-        draw_log_mel(panel, mel, len(mel) / FRAMES_PER_SECOND, scale, sound_frames / FRAMES_PER_SECOND)
-    for panel in panels[4:]:
+    for part, of_part in zip(drawn, panels.reshape(-1, 3), strict=True):
+        values = [stage[row] for stage in part.parts]
+        if part.log_mels:
+            _draw_log_mels(of_part, values, part.lengths[row])
+        else:
+            for panel, picture in zip(of_part, values, strict=True):
+                panel.imshow(picture)
+                panel.set_axis_off()
+        for panel, title in zip(of_part, TITLES[part.log_mels] if row == 0 else (), strict=False):
+            panel.set_title(title, fontsize=10)
+
+
+def _draw_log_mels(panels: Sequence[Axes], mels: Sequence[np.ndarray], length: int) -> None:
+    """mels: 3 x [T, mel], of which the first `length` frames are no padding."""
+    scale = scale_of(mels[0][:length])  # the same colours for the three of a clip
+    for mel, panel in zip(mels, panels, strict=True):
+        draw_log_mel(panel, mel, len(mel) / FRAMES_PER_SECOND, scale, length / FRAMES_PER_SECOND)
+    for panel in panels[1:]:
         panel.set_ylabel("")
         panel.set_yticklabels([])
     draw_colour_bar(list(panels[-1:]), scale)
-    for panel, title in zip(panels, COLUMNS if titled else (), strict=False):
-        panel.set_title(title, fontsize=10)

@@ -84,6 +84,8 @@ class ModelFamily:
     build: Mapping[str, Callable[..., Any]]
     """Task -> module, also on the meta device. pretrain: (model, normalisation); finetune: (model, classifier section,
     classes, normalisation)."""
+    targets: Callable[[Any], tuple[str, ...]]
+    """model section -> names of what its pretraining model rebuilds (PretrainOutput.targets)."""
     draw_masks: Callable[..., Any]
     """(model section, mask section, seed, repeat of the clip [B], clip index [B]) -> masks of a batch, for the
     pretraining module; a pure function of these."""

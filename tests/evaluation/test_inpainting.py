@@ -35,11 +35,8 @@ def judged(tmp_path_factory, tiny_shards) -> Judged:
 
 
 def both_stages(output: PretrainOutput, settings: Settings) -> tuple[Stages, Stages]:
-    normalised, plans = settings.normalised_pixels, output.plans
-    return (
-        stages(output.audio, output.audio_prediction, plans.audio, normalised, 3),
-        stages(output.image, output.image_prediction, plans.image, normalised, 3),
-    )
+    audio, image = output.targets
+    return stages(audio, settings.normalised_pixels, 3), stages(image, settings.normalised_pixels, 3)
 
 
 @pytest.mark.parametrize("hiding", HIDINGS)
@@ -51,13 +48,13 @@ def test_acceptance_16_visible_patches_stay_bit_for_bit_and_hidden_ones_are_the_
     log_mel, frames = judged.front_end(batch)  # what the model is given, normalised below as the spec says
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     inputs = (
-        audio_to_patches((log_mel + 5.081) / 4.4849, output.audio.grid),
-        patchify((frames / 255 - mean) / std, output.image.grid),
+        audio_to_patches((log_mel + 5.081) / 4.4849, output.target("audio").source.grid),
+        patchify((frames / 255 - mean) / std, output.target("image").source.grid),
     )
     audio, image = both_stages(output, settings)
     for given, prediction, plan, mine in (
-        (inputs[0], output.audio_prediction, output.plans.audio, audio),
-        (inputs[1], output.image_prediction, output.plans.image, image),
+        (inputs[0], output.target("audio").prediction, output.target("audio").plan, audio),
+        (inputs[1], output.target("image").prediction, output.target("image").plan, image),
     ):
         torch.testing.assert_close(mine.given, given, rtol=0, atol=1e-5)
         visible = plan.mask == 0
@@ -77,8 +74,7 @@ def test_what_is_hidden_as_a_whole_is_made_of_the_other_alone_and_is_finite(judg
     other = "image" if of == "audio" else "audio"
 
     made, unmoved, moved = (
-        getattr(inpaint(judged, clips, HIDINGS[hiding]), f"{of}_prediction")
-        for clips in (batch, changed[of], changed[other])
+        inpaint(judged, clips, HIDINGS[hiding]).target(of).prediction for clips in (batch, changed[of], changed[other])
     )
 
     grid = getattr(judged.loaded.model, f"{of}_grid")
@@ -95,17 +91,18 @@ def test_losses_of_clips_average_to_the_training_loss_and_are_missing_where_noth
     losses = clip_losses(judged, output, settings.normalised_pixels)
 
     if settings.image_ratio == 0:
-        assert all(loss.image is None for loss in losses)
+        assert all(loss["image"] is None for loss in losses)
     if settings.audio_ratio == 0:
-        assert all(loss.audio is None for loss in losses)
+        assert all(loss["audio"] is None for loss in losses)
     if 0 not in (settings.audio_ratio, settings.image_ratio):
         of_training = reconstruction_loss(output, LossConfig(normalise_pixels=settings.normalised_pixels))
-        assert sum(loss.audio for loss in losses) / 3 == pytest.approx(float(of_training.audio), rel=1e-5)
-        assert sum(loss.image for loss in losses) / 3 == pytest.approx(float(of_training.image), rel=1e-5)
+        assert sum(loss["audio"] for loss in losses) / 3 == pytest.approx(float(of_training.parts[0]), rel=1e-5)
+        assert sum(loss["image"] for loss in losses) / 3 == pytest.approx(float(of_training.parts[1]), rel=1e-5)
     if not settings.normalised_pixels:  # the loss is the distance between what is drawn and what was given
         audio, _ = both_stages(output, settings)
-        apart = (audio.rebuilt - audio.given).square().mean(2).sum(1) / output.plans.audio.mask.sum(1).clamp(min=1)
-        assert [loss.audio or 0.0 for loss in losses] == pytest.approx(apart.tolist(), rel=1e-4)
+        hidden = output.target("audio").plan.mask.sum(1).clamp(min=1)
+        apart = (audio.rebuilt - audio.given).square().mean(2).sum(1) / hidden
+        assert [loss["audio"] or 0.0 for loss in losses] == pytest.approx(apart.tolist(), rel=1e-4)
 
 
 def test_a_mask_belongs_to_the_seed_and_the_clip_not_to_its_neighbours(judged):
@@ -139,5 +136,6 @@ def test_a_ratio_that_comes_to_everything_or_nothing_is_refused_with_how_many_pa
 
 def test_predictions_that_are_no_numbers_are_a_sentence(judged):
     output = inpaint(judged, spread_clips(judged, 2), Settings())
+    audio, image = (target.prediction for target in output.targets)
     with pytest.raises(CheckpointError, match="are no numbers"):
-        clip_losses(judged, output._replace(image_prediction=output.image_prediction * torch.nan), False)
+        clip_losses(judged, output.predicting(audio, image * torch.nan), False)

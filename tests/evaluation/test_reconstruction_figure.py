@@ -68,7 +68,7 @@ def test_the_columns_are_the_frame_and_the_log_mel_each_as_given_as_seen_and_as_
 @pytest.mark.parametrize("clip", [0, 1])
 def test_the_first_three_panels_show_the_frame_its_visible_patches_and_the_completed_one(clip, figure, output, batch):
     given, seen, rebuilt = (shown(panel) for panel in figure.subfigs[clip].axes[:3])
-    hidden = hidden_pixels(output.plans.image.mask[clip], 4)
+    hidden = hidden_pixels(output.target("image").plan.mask[clip], 4)
     assert (given == batch.images[clip].permute(1, 2, 0).numpy()).all()
     assert (seen[~hidden] == given[~hidden]).all() and (seen[hidden] == (124, 116, 104)).all()  # ImageNet's mean
     assert (rebuilt[~hidden] == given[~hidden]).all() and (rebuilt[hidden] != seen[hidden]).mean() > 0.9
@@ -77,7 +77,7 @@ def test_the_first_three_panels_show_the_frame_its_visible_patches_and_the_compl
 @pytest.mark.parametrize("clip", [0, 1])
 def test_the_next_three_show_the_log_mel_what_the_model_hears_of_it_and_the_completed_one(clip, figure, output, batch):
     given, heard, rebuilt = (shown(panel) for panel in figure.subfigs[clip].axes[3:6])
-    hidden = hidden_pixels(output.plans.audio.mask[clip], 8)
+    hidden = hidden_pixels(output.target("audio").plan.mask[clip], 8)
     np.testing.assert_allclose(given, LogMel()(batch.audio, batch.n_samples, 160)[clip].T, atol=1e-4)
     assert (heard[~hidden] == given[~hidden]).all() and np.isnan(heard[hidden]).all()
     assert (rebuilt[~hidden] == given[~hidden]).all() and (rebuilt[hidden] != given[hidden]).mean() > 0.9
@@ -86,7 +86,7 @@ def test_the_next_three_show_the_log_mel_what_the_model_hears_of_it_and_the_comp
 def test_a_picture_names_its_clips_shows_khz_a_colour_bar_and_padding_in_grey(figure, output, batch):
     """Padding is louder than silence in a log-mel."""
     lengths = frames_of(batch.n_samples)
-    assert sound_frames(output.audio.pixels).tolist() == lengths.tolist() and max(lengths) < 130
+    assert sound_frames(output.target("audio").source.pixels).tolist() == lengths.tolist() and max(lengths) < 130
     assert [row.get_suptitle() for row in figure.subfigs] == list(batch.clip_ids)
     log_mels = LogMel()(batch.audio, batch.n_samples, 160)
     for row, log_mel, length in zip(figure.subfigs, log_mels, lengths.tolist(), strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cavmae_ds.kernels.contrastive import contrastive_reference, unit_rows
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig
+from cavmae_ds.tasks.pretrain.losses import PretrainLosses
 from tests.ranks import fork_ranks
 from tests.training import compared
 from tests.training.matrix import SWITCHES, every_cell, few_cells, special_cells
@@ -39,10 +40,15 @@ def trained(request, tmp_path_factory):
     return cells, train(ranks, cells, tmp_path_factory.mktemp("trained"))
 
 
+def stacked(losses: list[PretrainLosses]) -> Tensor:
+    """[STEPS, 7]"""
+    return torch.stack([torch.stack([*of_step.terms().values()]).detach().double() for of_step in losses])
+
+
 def assert_same(cell: Cell, result: dict) -> None:
     """Losses of every step to 1e-5, final parameters to 1e-5 of a step: what a whole batch in one process gives."""
     true_losses, true_parameters = train_on_one_process(cell.mathematics)
-    truth = torch.stack([torch.stack(losses).detach().double() for losses in true_losses])  # [STEPS, 7]
+    truth = stacked(true_losses)
     torch.testing.assert_close(result["losses"], truth, rtol=1e-5, atol=1e-7, msg=lambda m: f"{cell.name}: {m}")
     assert result["parameters"].keys() == true_parameters.keys()
     for name, parameter in result["parameters"].items():
@@ -114,7 +120,7 @@ def test_in_bf16_training_is_that_of_one_process_but_for_bf16_rounding(trained):
         if cell.precision == "bf16":
             cfg = cell.config()
             true_losses, true_parameters = train_on_one_process(cell.mathematics)
-            truth = torch.stack([torch.stack(losses).detach().double() for losses in true_losses])
+            truth = stacked(true_losses)
             losses = results[cell.name]["losses"]
             torch.testing.assert_close(losses[:, 1:3], truth[:, 1:3], rtol=2**-8, atol=0)
             logit = 2 * 2**-9 / cfg.contrastive.temperature
@@ -182,7 +188,7 @@ def test_accumulating_without_a_second_pass_compares_fewer_clips():
     whole, _ = train_on_one_process(Cell())
     halves, _ = train_on_one_process(Cell(accumulation=2))
     assert whole[0].contrastive > halves[0].contrastive + 0.1
-    assert whole[0].mae_audio == halves[0].mae_audio
+    assert whole[0].mae["audio"] == halves[0].mae["audio"]
 
 
 def test_the_official_gpus_are_parts_of_the_batch():

@@ -16,13 +16,15 @@ from cavmae_ds.data.transforms.front_end import FrontEnd, ahead
 from cavmae_ds.distributed.collectives import barrier, mean_over_ranks
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.models.cavmae import inputs
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses, measured_fields
+from cavmae_ds.tasks.pretrain.losses import term_names
 from cavmae_ds.tasks.pretrain.step import TrainingStep
 from cavmae_ds.tasks.pretrain.task import Pretraining
 from cavmae_ds.training.engine import build_engine, build_model
 from tests.training.compared import compare_everywhere
 from tests.training.gathered import full_weights
 from tests.training.whole_batch import CLIPS, STEPS, Cell, clips
+
+TARGETS = "audio", "image"
 
 
 def train(world: World, cell: Cell) -> dict[str, Any]:
@@ -36,8 +38,8 @@ def train(world: World, cell: Cell) -> dict[str, Any]:
     for step in range(STEPS):
         firsts = [(part * world.size + world.rank) * each for part in range(cell.accumulation)]
         done = training_step(ahead((clips(step, slice(first, first + each)) for first in firsts), front_end))
-        measured = dict(zip(measured_fields(cfg.contrastive), mean_over_ranks(done.metrics), strict=True))
-        losses.append(torch.stack([measured.get(field, torch.zeros(())) for field in PretrainLosses._fields]))
+        measured = dict(zip(term_names(TARGETS, cfg.contrastive.direction), mean_over_ranks(done.metrics), strict=True))
+        losses.append(torch.stack([measured.get(name, torch.zeros(())) for name in term_names(TARGETS, "both")]))
         norms.append(float(done.grad_norm))
     parameters = full_weights(engine, world)  # what a checkpoint would hold
     engine.destroy()

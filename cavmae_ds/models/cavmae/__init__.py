@@ -28,6 +28,11 @@ def build_classifier(model: ModelConfig, classifier: ClassifierConfig, classes: 
     return CLASSIFIERS[classifier.model](model, classes, *normalisation)
 
 
+def targets(model: ModelConfig) -> tuple[str, ...]:
+    """Both modalities."""
+    return "audio", "image"
+
+
 def draw_masks(*arguments: Any) -> Any:
     """See masking.draw_plans."""
     from cavmae_ds.models.cavmae.masking import draw_plans
@@ -80,6 +85,7 @@ FAMILY = ModelFamily(
     sections={"pretrain": {"mask": (MaskConfig, MaskConfig())}, "finetune": {"classifier": (ClassifierConfig, ...)}},
     inputs=inputs,
     build={"pretrain": build_pretraining, "finetune": build_classifier},
+    targets=targets,
     draw_masks=draw_masks,
     flops={"pretrain": training_flops, "finetune": classifier_flops},
     state_dict=state_dict_adapter,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cavmae_ds.data.transforms.normalise import Normalisation
 from cavmae_ds.models.cavmae.config import ClassifierModel, Mode, ModelConfig
-from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
+from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, is_reached
 from cavmae_ds.models.common.blocks import Modality
+from cavmae_ds.models.common.output import Features
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 

@@ -6,7 +6,7 @@ B clips; La, Lv patches of audio and image; K visible ones; D width of the encod
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,11 @@ from cavmae_ds.kernels.grid import Grid
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
+from cavmae_ds.models.common.output import Features
 from cavmae_ds.models.common.patches import PatchProjection, Picture
 from cavmae_ds.models.common.positions import position_table
 
 ALREADY_NORMALISED = Normalisation()
-
-
-class Features(NamedTuple):
-    """Tokens of everything that was seen, after the final norms; None for a modality that was not given."""
-
-    audio: Tensor | None
-    """[B, La, D]"""
-    image: Tensor | None
-    """[B, Lv, D]"""
 
 
 class Encoder(nn.Module):

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from cavmae_ds.data.transforms.normalise import Normalisation
 from cavmae_ds.kernels.unshuffle import unshuffle
 from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, Features, is_reached
+from cavmae_ds.models.cavmae.encoder import ALREADY_NORMALISED, Encoder, is_reached
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
 from cavmae_ds.models.common.decoder_chunks import DecoderChunks, Reconstruction
 from cavmae_ds.models.common.masking import Plans
-from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.models.common.patches import select
+from cavmae_ds.models.common.output import Features, PretrainOutput, Target
+from cavmae_ds.models.common.patches import Picture, select
 
 
 class CAVMAE(Encoder):
@@ -80,11 +80,11 @@ class CAVMAE(Encoder):
         if mae:
             latents = self._shared(torch.cat([a, v], dim=1))  # [B, Ka + Kv, D]
             if decoder_loss and self.decoder_chunks.clips:
-                output = PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
+                output = PretrainOutput(*pooled, _targets(sound, sight, plans, *predictions), started)
                 return self._decode_in_chunks(latents, output, decoder_loss)
             predictions = self._decode(latents, plans, all_patches)
         # Made once, at the end: dynamo (torch 2.11) cannot trace _replace of a tuple that it has made.
-        return PretrainOutput(*pooled, *predictions, sound, sight, plans, started)
+        return PretrainOutput(*pooled, _targets(sound, sight, plans, *predictions), started)
 
     def unused_parameters(self, mae: bool, contrastive: bool) -> set[str]:
         """Names of the parameters that no loss reaches when only some losses are on: freeze them (see is_reached)."""
@@ -115,16 +115,14 @@ class CAVMAE(Encoder):
 
         def loss_of(part: Tensor, rows: slice) -> Reconstruction:
             clips = output.of_clips(rows)
-            predictions = self._decode(part, clips.plans, all_patches=False)
+            plans = Plans(*(target.plan for target in clips.targets))
+            predictions = self._decode(part, plans, all_patches=False)
             if not first_chunk:
                 first_chunk.extend(prediction.detach() for prediction in predictions)
-            return decoder_loss(clips._replace(audio_prediction=predictions[0], image_prediction=predictions[1]))
+            return decoder_loss(clips.predicting(*predictions))
 
         reconstruction = self.decoder_chunks(latents, self.decoder_parameters, loss_of)
-        audio_prediction, image_prediction = first_chunk
-        return output._replace(
-            audio_prediction=audio_prediction, image_prediction=image_prediction, reconstruction=reconstruction
-        )
+        return output.predicting(*first_chunk)._replace(reconstruction=reconstruction)
 
     def _decode(self, latents: Tensor, plans: Plans, all_patches: bool) -> tuple[Tensor, Tensor]:
         """Latents [B, Ka + Kv, D] to predictions [B, Ha, Pa], [B, Hv, Pv], hidden patches only."""
@@ -144,6 +142,13 @@ class CAVMAE(Encoder):
         if not all_patches:  # norm and heads see one token at a time: those without a loss are spared
             audio, image = select(audio, plans.audio.hidden), select(image, plans.image.hidden)
         return self.decoder_pred_a(self.decoder_norm(audio)), self.decoder_pred_v(self.decoder_norm(image))
+
+
+def _targets(
+    sound: Picture, sight: Picture, plans: Plans, audio: Tensor | None, image: Tensor | None
+) -> tuple[Target, Target]:
+    """audio, image: the predictions."""
+    return Target("audio", sound, plans.audio, audio), Target("image", sight, plans.image, image)
 
 
 def in_decoder(name: str) -> bool:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 class Reconstruction(NamedTuple):
-    """Scalars: the loss of rebuilding hidden patches, and its parts."""
+    """Scalars: the loss of rebuilding hidden patches."""
 
     total: Tensor
-    """audio + image: the one to back-propagate."""
-    audio: Tensor
-    image: Tensor
+    """The weighted sum of the parts: the one to back-propagate."""
+    parts: tuple[Tensor, ...]
+    """Of each target, unweighted."""
 
 
 class DecoderChunks(nn.Module):
@@ -43,7 +43,8 @@ class DecoderChunks(nn.Module):
         Gradients of total reach the latents and the given parameters; the parts have none. The parameters come as a
         function, because ZeRO-3 wraps every tensor that a module is given.
         """
-        return Reconstruction(*_Chunks.apply(latents, loss_of, self.clips, *parameters()))
+        total, *parts = _Chunks.apply(latents, loss_of, self.clips, *parameters())
+        return Reconstruction(total, tuple(parts))
 
 
 class _Chunks(torch.autograd.Function):
@@ -60,7 +61,7 @@ class _Chunks(torch.autograd.Function):
             with torch.enable_grad():
                 part = latents[rows].detach().requires_grad_()
                 losses = loss_of(part, rows)
-            values.append(torch.stack(losses).detach() * share)
+            values.append(torch.stack([losses.total, *losses.parts]).detach() * share)
             arriving = torch.full_like(losses.total, share)
             part_gradient, *gradients = torch.autograd.grad(
                 losses.total, (part, *parameters), arriving, allow_unused=True
@@ -69,11 +70,11 @@ class _Chunks(torch.autograd.Function):
             for i, gradient in enumerate(gradients):
                 if gradient is not None:
                     sums[i] = _added(sums[i], gradient)
-        total, audio, image = torch.stack(values).sum(0).unbind()
+        total, *parts = torch.stack(values).sum(0).unbind()
         ctx.save_for_backward(latent_gradient, *sums)
         ctx.dtypes = [parameter.dtype for parameter in parameters]
-        ctx.mark_non_differentiable(audio, image)
-        return total, audio, image
+        ctx.mark_non_differentiable(*parts)
+        return total, *parts
 
     @staticmethod
     def backward(ctx: Any, arriving: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

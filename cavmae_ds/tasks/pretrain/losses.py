@@ -5,6 +5,9 @@ B clips; L patches of P values; D width of the contrastive rows; N candidates; C
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -13,9 +16,7 @@ from torch import Tensor
 from cavmae_ds.kernels.contrastive import Contrast, contrastive, contrastive_both, mean_of_directions, unit_rows
 from cavmae_ds.kernels.masked_mse import masked_mse
 from cavmae_ds.models.common.decoder_chunks import Reconstruction
-from cavmae_ds.models.common.masking import MaskPlan
-from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.models.common.patches import Picture
+from cavmae_ds.models.common.output import PretrainOutput, Target
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 
 
@@ -23,11 +24,11 @@ class PretrainLosses(NamedTuple):
     """Scalars of one micro-batch. Parts that are switched off are 0."""
 
     total: Tensor
-    """mae_weight * (mae_audio + mae_image) + contrastive_weight * contrastive: the one to back-propagate."""
-    mae_audio: Tensor
-    """Unweighted, like the next two."""
-    mae_image: Tensor
+    """mae_weight * (the weighted sum of mae) + contrastive_weight * contrastive: the one to back-propagate."""
+    mae: Mapping[str, Tensor]
+    """Of each target of the model, by its name, unweighted."""
     contrastive: Tensor
+    """Unweighted."""
     in_batch_accuracy: Tensor
     """Mean of the directions in the loss. Like the next two comparable only between equal numbers of candidates."""
     v2a_accuracy: Tensor
@@ -35,10 +36,17 @@ class PretrainLosses(NamedTuple):
     a2v_accuracy: Tensor
     """Share of audios whose best image is their own; 0 unless contrastive.direction is both."""
 
+    def terms(self) -> dict[str, Tensor]:
+        """All scalars by name, in the order of term_names."""
+        total, mae, *others = self
+        names = term_names(mae, "both")
+        return dict(zip(names, (total, *mae.values(), *others), strict=True))
 
-def measured_fields(cfg: ContrastiveConfig) -> tuple[str, ...]:
-    """Fields of PretrainLosses, without the accuracy of a direction that is not in the loss; total is the first."""
-    return tuple(field for field in PretrainLosses._fields if field != "a2v_accuracy" or cfg.direction == "both")
+
+def term_names(targets: Iterable[str], direction: str) -> tuple[str, ...]:
+    """Names of what is measured of a step, total first: without the accuracy of a direction that is not in the loss."""
+    a2v = ("a2v_accuracy",) if direction == "both" else ()
+    return "total", *(f"mae_{target}" for target in targets), "contrastive", "in_batch_accuracy", "v2a_accuracy", *a2v
 
 
 def contrast_within(output: PretrainOutput, cfg: ContrastiveConfig) -> Contrast:
@@ -78,10 +86,11 @@ def contrastive_loss(
 
 def reconstruction_loss(output: PretrainOutput, cfg: LossConfig) -> Reconstruction:
     """Masked mean squared error of the predictions: a mean over hidden patches, of which each clip has as many."""
-    assert output.audio_prediction is not None and output.image_prediction is not None
-    audio = _rebuilt(output.audio_prediction, output.audio, output.plans.audio, cfg)
-    image = _rebuilt(output.image_prediction, output.image, output.plans.image, cfg)
-    return Reconstruction(audio + image, audio, image)
+    parts = tuple(_target_loss(target, cfg) for target in output.targets)
+    weighted = (
+        part if target.weight == 1 else target.weight * part for target, part in zip(output.targets, parts, strict=True)
+    )
+    return Reconstruction(reduce(add, weighted), parts)
 
 
 def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: LossConfig) -> PretrainLosses:
@@ -89,17 +98,20 @@ def pretrain_losses(output: PretrainOutput, contrast: Contrast | None, cfg: Loss
 
     A loss whose weight is 0 is not computed: its output may be None and its value is 0.
     """
-    zero = torch.zeros((), device=output.audio.pixels.device)
-    rebuilt = Reconstruction(zero, zero, zero)
+    zero = torch.zeros((), device=output.targets[0].source.pixels.device)
+    rebuilt = Reconstruction(zero, (zero,) * len(output.targets))
     if cfg.mae_weight:
         rebuilt = output.reconstruction or reconstruction_loss(output, cfg)
     if not cfg.contrastive_weight:
         contrast = Contrast(zero, zero, zero, zero)
     assert contrast is not None
     total = cfg.mae_weight * rebuilt.total + cfg.contrastive_weight * contrast.loss
-    return PretrainLosses(total, rebuilt.audio, rebuilt.image, *contrast)
+    mae = {target.name: part for target, part in zip(output.targets, rebuilt.parts, strict=True)}
+    return PretrainLosses(total, mae, *contrast)
 
 
-def _rebuilt(prediction: Tensor, picture: Picture, plan: MaskPlan, cfg: LossConfig) -> Tensor:
-    pixels, grid, mean, std = picture
-    return masked_mse(prediction, pixels, plan.hidden, grid, mean, std, cfg.normalise_pixels)
+def _target_loss(target: Target, cfg: LossConfig) -> Tensor:
+    assert target.prediction is not None
+    pixels, grid, mean, std = target.source
+    normalised = cfg.normalise_pixels if target.normalised is None else target.normalised
+    return masked_mse(target.prediction, pixels, target.plan.hidden, grid, mean, std, normalised)

@@ -24,7 +24,7 @@ from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks.finite_check import Evidence, evidence
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.contrastive import Negatives
-from cavmae_ds.tasks.pretrain.losses import measured_fields, pretrain_losses, reconstruction_loss
+from cavmae_ds.tasks.pretrain.losses import pretrain_losses, reconstruction_loss, term_names
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
 
@@ -32,7 +32,7 @@ from cavmae_ds.training.engine import back_propagate, take_step
 class _Trained(NamedTuple):
     """What a micro-batch leaves behind."""
 
-    losses: Tensor  # [M] float64, the fields that are measured
+    losses: Tensor  # [M] float64, in the order of term_names
     output: PretrainOutput
     grad_norm: Tensor | float
     bad: list[BadClip]
@@ -46,8 +46,9 @@ class TrainingStep:
     def __init__(self, cfg: PretrainConfig, accumulation: int, world: World, engine: Any, front_end: FrontEnd):
         """accumulation: micro-batches that the engine takes for one step."""
         self._cfg, self._accumulation, self._engine, self._front_end = cfg, accumulation, engine, front_end
-        self._fields = measured_fields(cfg.contrastive)
-        self._draw_masks = family_of(cfg.model.family).draw_masks
+        family = family_of(cfg.model.family)
+        self._terms = term_names(family.targets(cfg.model), cfg.contrastive.direction)
+        self._draw_masks = family.draw_masks
         self._negatives = Negatives(cfg.contrastive, world, accumulation)
         self._decoder_loss = partial(reconstruction_loss, cfg=cfg.loss)
 
@@ -83,9 +84,10 @@ class TrainingStep:
             contrast = self._negatives.finish(output.started)
         losses = pretrain_losses(output, contrast, self._cfg.loss)
         grad_norm = self._backward(losses.total + pull(output) if pull else losses.total)
-        found = evidence(ready.batch, _ways(ready, output), losses._asdict())
+        terms = losses.terms()
+        found = evidence(ready.batch, _ways(ready, output), terms)
         return _Trained(
-            torch.stack([getattr(losses, field) for field in self._fields]).detach().double(),
+            torch.stack([terms[name] for name in self._terms]).detach().double(),
             output._replace(started=None), grad_norm, ready.batch.bad, found,
             not self._engine.was_step_applied(),
         )  # fmt: skip
@@ -146,6 +148,5 @@ def _ways(ready: Ready, output: PretrainOutput) -> dict[str, Tensor | None]:
         "frame": ready.images,
         "audio features": output.audio_pooled,
         "image features": output.image_pooled,
-        "audio prediction": output.audio_prediction,
-        "image prediction": output.image_prediction,
+        **{f"{target.name} prediction": target.prediction for target in output.targets},
     }

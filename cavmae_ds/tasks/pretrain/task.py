@@ -20,21 +20,13 @@ from cavmae_ds.plan.activations import activations
 from cavmae_ds.plan.modes import modes_of
 from cavmae_ds.plan.states import count, states
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import measured_fields
+from cavmae_ds.tasks.pretrain.losses import term_names
 from cavmae_ds.tasks.pretrain.plan import PretrainPlan
 from cavmae_ds.tasks.task import Metric, StepOutput, Task
 from cavmae_ds.training.batch_plan import batch_plan
 
-METRICS = {
-    "total": Metric("loss/total", "loss {:.4f}"),
-    "mae_audio": Metric("loss/mae_audio"),
-    "mae_image": Metric("loss/mae_image"),
-    "contrastive": Metric("loss/contrastive"),
-    "in_batch_accuracy": Metric("retrieval/in_batch_accuracy", "in-batch {:.0%}"),
-    "v2a_accuracy": Metric("retrieval/v2a_accuracy"),
-    "a2v_accuracy": Metric("retrieval/a2v_accuracy"),
-}
-"""Field of PretrainLosses -> its curve."""
+PROGRESS = {"total": "loss {:.4f}", "in_batch_accuracy": "in-batch {:.0%}"}
+"""Name of a term of the losses -> how the progress line shows it."""
 
 
 class Pretraining(Task):
@@ -42,7 +34,8 @@ class Pretraining(Task):
 
     def __init__(self, cfg: PretrainConfig, plan: PretrainPlan):
         super().__init__(cfg, plan)
-        self.metrics = tuple(METRICS[field] for field in measured_fields(cfg.contrastive))
+        names = term_names(self.family.targets(cfg.model), cfg.contrastive.direction)
+        self.metrics = tuple(Metric(_curve(name), PROGRESS.get(name, "")) for name in names)
 
     @classmethod
     def resolve(cls, cfg: PretrainConfig, ranks: int, clips: int | None = None) -> PretrainPlan:
@@ -118,6 +111,10 @@ class Pretraining(Task):
             "cavmae evaluate {run_dir} --data {data}",
             "cavmae inpaint {run_dir} --data {data} --out {run_dir}/inpainted.png",
         )
+
+
+def _curve(term: str) -> str:
+    return f"retrieval/{term}" if term.endswith("_accuracy") else f"loss/{term}"
 
 
 def _noise(cfg: PretrainConfig) -> SoundAugmentation:

@@ -21,7 +21,7 @@ from cavmae_ds.errors import DataError
 from cavmae_ds.evaluation.retrieval import Retrieval, retrieval_scores
 from cavmae_ds.models import family_of
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import PretrainLosses, contrast_within, measured_fields, pretrain_losses
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, term_names
 
 
 class Validation:
@@ -42,32 +42,34 @@ class Validation:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
         points = {}
         if self._due(step, self._cfg.monitor.validate_every):
-            losses = self()
-            fields = measured_fields(self._cfg.contrastive)
-            points = {f"validation/{field}": getattr(losses, field).item() for field in fields}
+            points = {f"validation/{name}": value.item() for name, value in self().items()}
         if self._due(step, self._cfg.monitor.probe_every):
             scores = self.retrieval()
             points |= probe_curves(scores) if scores else {}
         return points
 
     @torch.no_grad()
-    def __call__(self) -> PretrainLosses:
-        """Means over all validation clips, float64, on every rank. Raises DataError for a clip that is damaged."""
-        cfg = self._cfg
-        sums = torch.zeros(len(PretrainLosses._fields) + 1, dtype=torch.float64, device=self._world.device)
+    def __call__(self) -> dict[str, Tensor]:
+        """Term of the losses -> its mean over all validation clips, float64, on every rank.
+
+        Raises DataError for a clip that is damaged.
+        """
+        cfg, family = self._cfg, family_of(self._cfg.model.family)
+        names = term_names(family.targets(cfg.model), cfg.contrastive.direction)
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self._world.device)
         with evaluating(self._engine):
             for (audio, images, keys, batch), counted in self._clips.batches(self._groups):
-                plans = family_of(cfg.model.family).draw_masks(cfg.model, cfg.mask, cfg.train.seed, *keys)
+                plans = family.draw_masks(cfg.model, cfg.mask, cfg.train.seed, *keys)
                 output = self._engine(
                     audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
                 )
                 contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
-                losses = pretrain_losses(output, contrast, cfg.loss)
+                losses = pretrain_losses(output, contrast, cfg.loss).terms()
                 if counted:
-                    terms = [*(term.double() for term in losses), sums.new_ones(())]
+                    terms = [*(losses[name].double() for name in names), sums.new_ones(())]
                     sums += len(batch.clip_index) * torch.stack(terms)
         sums = sum_over_ranks(sums)
-        return PretrainLosses(*(sums[:-1] / sums[-1]))
+        return dict(zip(names, sums[:-1] / sums[-1], strict=True))
 
     @torch.no_grad()
     def retrieval(self) -> Retrieval | None:

@@ -56,26 +56,26 @@ def golden(request):
 
 def test_losses_are_the_official_ones(golden):
     case, _, _, losses, *_ = golden
-    mae = case["mae_loss_weight"] * (losses.mae_audio + losses.mae_image)
+    mae = case["mae_loss_weight"] * (losses.mae["audio"] + losses.mae["image"])
     contrastive = case["contrast_loss_weight"] * losses.contrastive
-    got = [losses.total, mae, losses.mae_audio, losses.mae_image, contrastive, losses.in_batch_accuracy]
+    got = [losses.total, mae, losses.mae["audio"], losses.mae["image"], contrastive, losses.in_batch_accuracy]
     names = ["loss", "loss_mae", "loss_mae_a", "loss_mae_v", "loss_c_weighted", "c_acc"]
     assert [x.item() for x in got] == pytest.approx([case[name] for name in names], rel=RELATIVE)
 
 
 def test_masks_are_the_official_ones(golden):
     case, _, output, *_ = golden
-    audio, image = output.plans.audio.mask, output.plans.image.mask
+    audio, image = output.target("audio").plan.mask, output.target("image").plan.mask
     assert (int(audio[0].sum()), int(image[0].sum())) == (case["masked_a"], case["masked_v"])
     assert audio[0].nonzero().flatten()[:40].tolist() == case["mask_a0"]
 
 
 def test_predictions_are_the_official_ones(golden):
     case, _, output, _, _, everything = golden
-    assert_summary(everything.audio_prediction, case["pred_a"], RELATIVE)
-    assert_summary(everything.image_prediction, case["pred_v"], RELATIVE)
-    hidden = output.plans.audio.hidden  # and those of training are the same, without the visible patches
-    torch.testing.assert_close(output.audio_prediction, select(everything.audio_prediction, hidden))
+    assert_summary(everything.target("audio").prediction, case["pred_a"], RELATIVE)
+    assert_summary(everything.target("image").prediction, case["pred_v"], RELATIVE)
+    hidden = output.target("audio").plan.hidden  # and those of training are the same, without the visible patches
+    torch.testing.assert_close(output.target("audio").prediction, select(everything.target("audio").prediction, hidden))
 
 
 def test_features_are_the_official_ones(golden):
@@ -169,7 +169,7 @@ def run_with(base: CAVMAE, clips, mode: str, normalise: bool) -> tuple[PretrainO
 )
 def test_base_losses_are_the_official_ones(base, clips, mode, normalise, expected):
     _, losses = run_with(base, clips, mode, normalise)
-    got = [losses.total, losses.mae_audio, losses.mae_image, losses.contrastive, losses.in_batch_accuracy]
+    got = [losses.total, losses.mae["audio"], losses.mae["image"], losses.contrastive, losses.in_batch_accuracy]
     np.testing.assert_allclose([float(x) for x in got], expected, atol=6e-5)  # contrastive is printed to 4 digits
     np.testing.assert_allclose([float(x) for x in got[:3]], expected[:3], rtol=RELATIVE)
 
@@ -177,9 +177,9 @@ def test_base_losses_are_the_official_ones(base, clips, mode, normalise, expecte
 @torch.no_grad()
 def test_base_masks_and_predictions_are_the_official_ones(base, clips):
     output = base(*clips, official_plans("unstructured"), all_patches=True)
-    audio_mask, image_mask = output.plans.audio.mask, output.plans.image.mask
+    audio_mask, image_mask = output.target("audio").plan.mask, output.target("image").plan.mask
     assert audio_mask[0, :16].tolist() == [1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1]
     assert image_mask[0, :16].tolist() == [1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 1]
-    audio, image = output.audio_prediction, output.image_prediction
+    audio, image = output.target("audio").prediction, output.target("image").prediction
     np.testing.assert_allclose(audio[0, 0, :4].numpy(), [0.284962, 1.078136, 0.716200, 0.161558], atol=1e-5)
     np.testing.assert_allclose(image[0, 0, :4].numpy(), [0.672929, 0.290843, -0.207856, 0.602174], atol=1e-5)

@@ -9,6 +9,7 @@ from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.common.masking import Plans
+from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.models.common.patches import audio_to_patches, patches_to_audio
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses
@@ -102,6 +103,11 @@ def test_features_see_every_patch_and_agree_with_a_mask_that_hides_nothing():
     torch.testing.assert_close(features.image.mean(1), pooled.image_pooled)
 
 
+def outcomes(output: PretrainOutput) -> list[torch.Tensor]:
+    """What the model made of its inputs; the pooled image first, which sees no sound."""
+    return [output.image_pooled, output.audio_pooled, *(target.prediction for target in output.targets)]
+
+
 def test_what_is_hidden_cannot_be_seen_and_what_is_visible_is():
     model, audio, images, plans = small()
     before = model(audio, images, plans)
@@ -110,8 +116,8 @@ def test_what_is_hidden_cannot_be_seen_and_what_is_visible_is():
     visible = patches.scatter(1, plans.audio.keep[..., None].expand(-1, -1, 256), 1e3)
     for changed, same in ((hidden, True), (visible, False)):
         after = model(patches_to_audio(changed, model.audio_grid).contiguous(), images, plans)
-        for name in ("audio_pooled", "audio_prediction", "image_prediction"):
-            assert torch.equal(getattr(after, name), getattr(before, name)) == same, name
+        for now, then in zip(outcomes(after)[1:], outcomes(before)[1:], strict=True):
+            assert torch.equal(now, then) == same
 
 
 @pytest.mark.parametrize(
@@ -127,10 +133,10 @@ def test_any_size_of_whole_patches_trains(sizes):
     output = model(audio, images, plans)
     losses = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig())
     losses.total.backward()
-    assert output.audio_prediction.shape == (*plans.audio.hidden.shape, model.audio_grid.values)
-    assert output.image_prediction.shape == (*plans.image.hidden.shape, model.image_grid.values)
+    assert output.target("audio").prediction.shape == (*plans.audio.hidden.shape, model.audio_grid.values)
+    assert output.target("image").prediction.shape == (*plans.image.hidden.shape, model.image_grid.values)
     everything = model(audio, images, plans, all_patches=True)
-    assert everything.image_prediction.shape == (3, model.image_grid.patches, model.image_grid.values)
+    assert everything.target("image").prediction.shape == (3, model.image_grid.patches, model.image_grid.values)
     assert losses.total.isfinite() and model.mask_token.grad.norm() > 0
 
 
@@ -154,10 +160,10 @@ def test_parts_that_are_skipped_are_none_and_change_nothing_else():
     whole = model(audio, images, plans)
     without_decoder = model(audio, images, plans, mae=False)
     without_streams = model(audio, images, plans, contrastive=False)
-    assert without_decoder.audio_prediction is None and without_decoder.image_prediction is None
+    assert without_decoder.target("audio").prediction is None and without_decoder.target("image").prediction is None
     assert without_streams.audio_pooled is None and without_streams.image_pooled is None
     assert torch.equal(without_decoder.image_pooled, whole.image_pooled)
-    assert torch.equal(without_streams.image_prediction, whole.image_prediction)
+    assert torch.equal(without_streams.target("image").prediction, whole.target("image").prediction)
 
 
 def test_a_bf16_model_takes_fp32_inputs_and_its_losses_stay_close():
@@ -165,11 +171,11 @@ def test_a_bf16_model_takes_fp32_inputs_and_its_losses_stay_close():
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         output = model.to(dtype)(audio, images, plans)
-        assert output.audio_pooled.dtype == output.image_prediction.dtype == dtype
+        assert output.audio_pooled.dtype == output.target("image").prediction.dtype == dtype
         losses.append(pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig()))
     exact, rounded = losses
     assert rounded.total.dtype == torch.float32
-    assert rounded.mae_audio.item() == pytest.approx(exact.mae_audio.item(), rel=0.01)
+    assert rounded.mae["audio"].item() == pytest.approx(exact.mae["audio"].item(), rel=0.01)
     assert rounded.contrastive.item() == pytest.approx(exact.contrastive.item(), rel=0.1)
 
 
@@ -189,8 +195,7 @@ def test_raw_bytes_and_log_mels_give_what_normalised_inputs_give():
     normalised = model(audio, (pixels / 255 - mean) / std, plans)
     model.normalisation = normal
     raw = model(audio * normal.audio_std[0] + normal.audio_mean[0], pixels, plans)
-    for name in ("audio_pooled", "image_pooled", "audio_prediction", "image_prediction"):
-        torch.testing.assert_close(getattr(raw, name), getattr(normalised, name), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(outcomes(raw), outcomes(normalised), atol=2e-5, rtol=2e-5)
     contrasts = [contrast_within(x, ContrastiveConfig()) for x in (normalised, raw)]
     torch.testing.assert_close(
         *(pretrain_losses(x, c, LossConfig()).total for x, c in zip((normalised, raw), contrasts, strict=True))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cavmae_ds.kernels.contrastive import unit_rows
 from cavmae_ds.models.common.masking import Plans, plan_from_noise
-from cavmae_ds.models.common.output import PretrainOutput
+from cavmae_ds.models.common.output import PretrainOutput, Target
 from cavmae_ds.models.common.patches import Grid, Picture
 from cavmae_ds.tasks.pretrain.config import ContrastiveConfig, LossConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, contrastive_loss, pretrain_losses
@@ -23,10 +23,14 @@ def make_output(clips: int = 3, dtype: torch.dtype = torch.float32) -> PretrainO
 
     sound, sight = Grid(2, 4, 2, 1), Grid(2, 3, 2, 3)
     plans = Plans(plan_from_noise(draw(8), 2), plan_from_noise(draw(6), 3))
-    leaves = [x.requires_grad_() for x in (draw(12), draw(12), draw(6, 4), draw(3, 12))]
+    pooled = [draw(12).requires_grad_() for _ in range(2)]
+    predictions = [draw(6, 4).requires_grad_(), draw(3, 12).requires_grad_()]
     audio = Picture(draw(8, 4), sound, (0.0,), (1.0,))
     image = Picture(draw(3, 4, 6), sight, (0.0,) * 3, (1.0,) * 3)
-    return PretrainOutput(*leaves, audio, image, plans)
+    return PretrainOutput(
+        *pooled,
+        (Target("audio", audio, plans.audio, predictions[0]), Target("image", image, plans.image, predictions[1])),
+    )
 
 
 def test_the_contrastive_loss_looks_from_image_to_sound_as_officially():
@@ -74,13 +78,13 @@ def test_unit_rows_have_length_one_in_float32_whatever_the_scale():
 def test_gradients_are_the_finite_differences(direction):
     output = make_output(dtype=torch.float64)
 
-    def total(*leaves: torch.Tensor) -> torch.Tensor:
-        moved = PretrainOutput(*leaves, *output[4:])
+    def total(audio: torch.Tensor, image: torch.Tensor, *predictions: torch.Tensor) -> torch.Tensor:
+        moved = output._replace(audio_pooled=audio, image_pooled=image).predicting(*predictions)
         weights = LossConfig(contrastive_weight=0.5)
         contrastive = ContrastiveConfig(direction=direction, temperature=0.5)
         return pretrain_losses(moved, contrast_within(moved, contrastive), weights).total
 
-    assert torch.autograd.gradcheck(total, output[:4])
+    assert torch.autograd.gradcheck(total, (*output[:2], *(target.prediction for target in output.targets)))
 
 
 def test_the_total_is_the_weighted_sum_and_the_parts_are_unweighted():
@@ -88,20 +92,20 @@ def test_the_total_is_the_weighted_sum_and_the_parts_are_unweighted():
     weights = LossConfig(mae_weight=3.0, contrastive_weight=0.25)
     losses = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), weights)
     plain = pretrain_losses(output, contrast_within(output, ContrastiveConfig()), LossConfig())
-    expected = 3 * (losses.mae_audio + losses.mae_image) + 0.25 * losses.contrastive
+    expected = 3 * (losses.mae["audio"] + losses.mae["image"]) + 0.25 * losses.contrastive
     torch.testing.assert_close(losses.total, expected)
     assert losses[1:] == plain[1:]
 
 
 def test_a_loss_of_weight_zero_needs_no_output_and_counts_nothing():
     output = make_output()
-    without_decoder = output._replace(audio_prediction=None, image_prediction=None)
+    without_decoder = output.predicting(None, None)
     contrastive_only = LossConfig(mae_weight=0.0, contrastive_weight=1.0)
     losses = pretrain_losses(without_decoder, contrast_within(output, ContrastiveConfig()), contrastive_only)
-    assert losses.total == losses.contrastive > 0 == losses.mae_audio == losses.mae_image
+    assert losses.total == losses.contrastive > 0 == losses.mae["audio"] == losses.mae["image"]
     without_pooled = output._replace(audio_pooled=None, image_pooled=None)
     losses = pretrain_losses(without_pooled, None, LossConfig(contrastive_weight=0.0))
-    assert losses.total == losses.mae_audio + losses.mae_image > 0 == losses.contrastive
+    assert losses.total == losses.mae["audio"] + losses.mae["image"] > 0 == losses.contrastive
 
 
 def test_an_unknown_direction_is_refused():

@@ -26,7 +26,8 @@ def main() -> None:
         assert run.engine.training and run.engine.module.training
         seen = sorted(place for group in validation._groups for place in group)
         if run.world.is_first:
-            Path(results).write_text(json.dumps({"losses": [float(term) for term in losses], "seen": seen}))
+            values = {name: float(value) for name, value in losses.items()}
+            Path(results).write_text(json.dumps({"losses": values, "seen": seen}))
 
 
 if __name__ == "__main__":
