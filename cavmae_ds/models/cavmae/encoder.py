@@ -5,18 +5,18 @@ B clips; La, Lv patches of audio and image; K visible ones; D width of the encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import cast
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from cavmae_ds.data.transforms.normalise import Normalisation
-from cavmae_ds.distributed.zero_layout import is_sharded, whole_shape
+from cavmae_ds.distributed.zero_layout import whole_shape
 from cavmae_ds.kernels.grid import Grid
 from cavmae_ds.models.cavmae.config import ModelConfig
 from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
 from cavmae_ds.models.common.blocks import Block, Modality, run_blocks
+from cavmae_ds.models.common.module import AudioVisualModule
 from cavmae_ds.models.common.output import Features
 from cavmae_ds.models.common.patches import PatchProjection, Picture
 from cavmae_ds.models.common.positions import position_table
@@ -24,7 +24,7 @@ from cavmae_ds.models.common.positions import position_table
 ALREADY_NORMALISED = Normalisation()
 
 
-class Encoder(nn.Module):
+class Encoder(AudioVisualModule):
     """The common part of the family, under official names: `_a` is audio's, `_v` the image's, `_u` both's.
 
     A subclass adds its own parameters and then calls `draw_initial_weights`: official order is own tokens first,
@@ -61,29 +61,6 @@ class Encoder(nn.Module):
         for letter in modalities:
             self.add_module(f"norm_{letter}", nn.LayerNorm(width))
         self.norm = nn.LayerNorm(width)
-
-    def features(self, audio: Tensor | None, images: Tensor | None) -> Features:
-        """Tokens of whole clips, unpooled, nothing hidden; either side may be None (spec/cav-mae.md 1.9, forward_feat).
-
-        Log-mels [B, frames, mel bins], images [B, 3, H, W] (uint8 or float). Leads through forward, whose third
-        argument is then None: that is where ZeRO-3 gathers the parameters.
-        """
-        return cast(Features, self(audio, images, None))
-
-    def external_parameters(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-        """Parameters that ZeRO-3 gathers for a module that does not own them."""
-        yield from ()
-
-    def draw_initial_weights(self) -> None:
-        """Set the initial weights, unless the parameters hold nothing or are in shards: then whoever builds it does."""
-        if not (self.norm.weight.is_meta or is_sharded(self.norm.weight)):
-            self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, write: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-        """Set the initial weights; write puts a whole value into a parameter that may be sharded."""
-        for parameter, value in self.initial_values():
-            write(parameter, value)
 
     def initial_values(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What parameters start as (spec/cav-mae.md 1.6), whole, float32, on the CPU, one at a time; norms as they are.

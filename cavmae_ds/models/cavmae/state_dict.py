@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Literal
 
@@ -18,7 +19,7 @@ from cavmae_ds.models.cavmae.config import PRESETS, ModelConfig
 from cavmae_ds.models.cavmae.masking import audio_grid
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.common.positions import refit_columns
-from cavmae_ds.models.common.weights import Weights, differences, first_problem, shortly
+from cavmae_ds.models.common.weights import Weights, filled, first_problem, fitted, shortly
 
 Kind = Literal["pretrain", "finetune", "finetune-audio"]
 """Which model: CAVMAE, CAVMAEFT or CAVMAEFTAudio."""
@@ -48,32 +49,13 @@ def in_official_order(weights: Weights) -> Weights:
         raise CheckpointError(
             f"{weights.source} is no {weights.kind} model of CAV-MAE: {blocks} blocks in {len(weights.tensors)} tensors"
         )
-    try:
-        expected = {name: tensor.shape for name, tensor in _empty(weights).state_dict().items()}
-    except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{weights.source} has sizes that no model has: {first_line}") from error
-    found = weights.tensors
-    missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{weights.source} is no {weights.kind} model of CAV-MAE: " + differences(missing, unexpected)
-        )
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise CheckpointError(
-                f"{weights.source}: {name} must be of shape {tuple(shape)} to fit the others, "
-                f"got {tuple(found[name].shape)}"
-            )
-    return replace(weights, tensors={name: found[name].float() for name in expected})
+    return fitted(weights, partial(_empty, weights), "CAV-MAE")
 
 
 def build(weights: Weights, device: torch.device | None = None) -> CAVMAE | CAVMAEFT:
     """The model with these weights, ready to be used (eval mode), taking raw log-mels and frames."""
     normalisation = training_normalisation(weights.audio_mean, weights.audio_std)
-    model = _empty(weights, normalisation)
-    model.load_state_dict(weights.tensors, strict=True, assign=True)
-    return model.to(device or torch.device("cpu")).eval()
+    return filled(_empty(weights, normalisation), weights, device)
 
 
 def with_audio_frames(weights: Weights, frames: int, positions: Positions) -> Weights:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cavmae_ds.data.transforms.normalise import AUDIO_MEAN, AUDIO_STD
 from cavmae_ds.errors import CheckpointError, shortened
+
+Module = TypeVar("Module", bound=nn.Module)
 
 PREFIX = "module."
 """In front of all names in files of official programs."""
@@ -70,6 +72,37 @@ def _is_whole(value: Tensor) -> bool:
     if value.layout != torch.strided or value.device.type != "cpu" or not value.numel():
         return False
     return value.nbytes <= max(value.untyped_storage().nbytes(), MOST_REPEATED_BYTES)
+
+
+def fitted(weights: Weights, build: Callable[[], nn.Module], family: str) -> Weights:
+    """The same in the order of the module that build makes on the meta device, and in float32.
+
+    Raises CheckpointError for names or shapes that are not the module's.
+    """
+    try:
+        expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:  # more elements than torch can count
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{weights.source} has sizes that no model has: {first_line}") from error
+    found = weights.tensors
+    missing, unexpected = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{weights.source} is no {weights.kind} model of {family}: " + differences(missing, unexpected)
+        )
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise CheckpointError(
+                f"{weights.source}: {name} must be of shape {tuple(shape)} to fit the others, "
+                f"got {tuple(found[name].shape)}"
+            )
+    return replace(weights, tensors={name: found[name].float() for name in expected})
+
+
+def filled(module: Module, weights: Weights, device: torch.device | None) -> Module:
+    """A module from the meta device with these weights, in eval mode."""
+    module.load_state_dict(weights.tensors, strict=True, assign=True)
+    return module.to(device or torch.device("cpu")).eval()
 
 
 def differences(missing: Collection[str], unexpected: Collection[str]) -> str:
