@@ -44,7 +44,7 @@ class Finetuning(Task):
         """See Task. Raises ConfigError as well if there are no classes, or fewer than the shards name."""
         family = family_of(cfg.model.family)
         common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
-        names = class_names(cfg) if clips is None else ()
+        names = class_names(cfg.data) if clips is None else ()
         classes = cfg.classifier.classes or len(names)
         if clips is not None and not classes:
             classes = AUDIOSET_CLASSES
