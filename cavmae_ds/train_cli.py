@@ -113,7 +113,7 @@ def _train(task: str, run: Path, overrides: list[str] | None, dry_run: bool, ran
     above = _prepare_rank()
     cfg = load_run(run, task, overrides or [])
     if not dry_run:
-        _check_run_dir(cfg)
+        _check_run_dir(cfg.run_dir)
     if clips and not dry_run:
         raise ConfigError("--clips is for --dry-run, got --clips without it; add --dry-run or leave --clips out")
     kind = task_of(cfg)  # brings torch along: a mistyped key is refused before that
@@ -122,7 +122,7 @@ def _train(task: str, run: Path, overrides: list[str] | None, dry_run: bool, ran
         return _show(cfg, plan, looked_at=not clips)
     from cavmae_ds.training.loop import train
 
-    _train_and_leave(cfg, above, partial(train, kind(cfg, plan)))
+    _train_and_leave(Path(cfg.script).stem, cfg.watch.grace_seconds, above, partial(train, kind(cfg, plan)))
 
 
 def _prepare_rank() -> list[int]:
@@ -145,27 +145,28 @@ def _show(cfg: RunConfig, numbers: RunPlan, looked_at: bool) -> None:
         if looked_at:
             from cavmae_ds.weights.init import examine_start
 
-            examine_start(cfg, numbers.head_classes())
+            build = partial(task_of(cfg).build_model, cfg)
+            examine_start(cfg.init, cfg.model, cfg.run_dir, build, numbers.head_classes())
         echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
 
 
-def _check_run_dir(cfg: RunConfig) -> None:
+def _check_run_dir(run_dir: Path) -> None:
     """Before anything expensive, and by every rank: its host may have a disk of its own.
 
     Raises ConfigError; on the first rank of a host RankError, so that one rank of each speaks.
     """
     try:
-        make_folder(cfg.run_dir, "run_dir")
+        make_folder(run_dir, "run_dir")
     except ConfigError as error:
         if from_launcher("LOCAL_RANK", 0):
             raise
         raise RankError(f"{error} (on {socket.gethostname()})") from error
 
 
-def _train_and_leave(cfg: RunConfig, above: list[int], train: Train) -> None:
-    stop = StopRequests(cfg.watch.grace_seconds, from_launcher("RANK", 0))
+def _train_and_leave(what: str, grace_s: float, above: list[int], train: Train) -> None:
+    stop = StopRequests(grace_s, from_launcher("RANK", 0))
     when_orphaned(above, lambda: stop.ask(LAUNCHER_GONE))
-    leave(_end_of_run(Path(cfg.script).stem, partial(train, stop)))
+    leave(_end_of_run(what, partial(train, stop)))
 
 
 def _end_of_run(what: str, train: Callable[[], None]) -> ExitCode:

@@ -91,17 +91,18 @@ def check_same_run(manifest: Manifest, cfg: RunConfig, numbers: RunPlan, address
             raise CheckpointError(f"{differences}); restore it or choose another run_dir")
         raise CheckpointError(
             f"{differences}); restore it, choose another run_dir, or allow it with resume.allow: "
-            f"{_entries(refused, cfg, used)}"
+            f"{_entries(refused, cfg.resume.allow, used)}"
         )
     if refused:
         (pool,) = refused
         raise CheckpointError(
             f"checkpoint {address!r} has every clip compared among {pool.was}, this run (ranks: {numbers.ranks}, "
             f"train.micro_batch: {cfg.train.micro_batch}) among {pool.now}; "
-            f"{_advice(cfg, manifest.ranks, numbers.ranks, pool.was)} or choose another run_dir, or "
-            f"allow it with resume.allow: {_entries(refused, cfg, used)}"
+            f"{_advice(cfg.same_candidates(numbers.ranks, pool.was), manifest.ranks)} or choose another run_dir, or "
+            f"allow it with resume.allow: {_entries(refused, cfg.resume.allow, used)}"
         )
-    _warn_of_other_origin(changes, cfg, address)
+    if cfg.init.given:
+        _warn_of_other_origin(changes, address)
     needed = {key for one in changes for key in one.consents}
     return Resumption(changes, [*used, *(entry for entry in cfg.resume.allow if entry in needed.difference(used))])
 
@@ -140,10 +141,10 @@ def _changes(manifest: Manifest, cfg: RunConfig, numbers: RunPlan) -> list[Chang
     ]
 
 
-def _entries(refused: Sequence[Change], cfg: RunConfig, used: Sequence[str]) -> str:
+def _entries(refused: Sequence[Change], allow: Sequence[str], used: Sequence[str]) -> str:
     """What to write, with the value where an entry of the key alone is used up."""
     entries = [one.entry(one.consents[0]) if one.consents[0] in used else one.consents[0] for one in refused]
-    spent = [one.consents[0] for one in refused if one.consents[0] in {*used} & {*cfg.resume.allow}]
+    spent = [one.consents[0] for one in refused if one.consents[0] in {*used} & {*allow}]
     why = f" ({', '.join(spent)} there has allowed a change before)" if spent else ""
     listed = yaml.safe_dump(list(dict.fromkeys(entries)), default_flow_style=True, width=1000).strip()
     return f"{listed}{why}"
@@ -162,16 +163,15 @@ def _is(text: str, value: Any) -> bool:
         return False
 
 
-def _warn_of_other_origin(changes: Sequence[Change], cfg: RunConfig, address: str) -> None:
+def _warn_of_other_origin(changes: Sequence[Change], address: str) -> None:
     origin = [str(change) for change in changes if change.key.startswith("init.")]
-    if cfg.init.given and origin:
+    if origin:
         log.warning(
             "%s: this run goes on from checkpoint %r; to begin with other weights choose another run_dir",
             ", ".join(origin), address,
         )  # fmt: skip
 
 
-def _advice(cfg: RunConfig, ranks_before: int, ranks: int, pool: int) -> str:
-    """What gives so many candidates again: "set train.micro_batch: 4 or contrastive.two_pass: true"."""
-    settings = cfg.same_candidates(ranks, pool)
+def _advice(settings: Sequence[str], ranks_before: int) -> str:
+    """What gives the candidates of before again: "set train.micro_batch: 4 or contrastive.two_pass: true"."""
     return f"set {' or '.join(settings)}" if settings else f"start it on as many ranks as before ({ranks_before})"

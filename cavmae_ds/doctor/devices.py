@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch.utils.collect_env import get_nvidia_driver_version, run
 
-from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, note, ok
 from cavmae_ds.terminal import available_cores
@@ -19,10 +18,10 @@ MOST_IN_USE = 0.05
 GPU_FILES = Path("/dev/nvidiactl"), Path("/dev/kfd")
 
 
-def check_devices(cfg: RunConfig, local_rank: int) -> list[Finding]:
-    """The rank's device, and that DeepSpeed will take the same."""
+def check_devices(precision: str, local_rank: int) -> list[Finding]:
+    """The rank's device, and that DeepSpeed will take the same. precision: train.precision."""
     if torch.cuda.is_available():
-        return [*_gpu(cfg, local_rank), accelerator(os.environ.get("DS_ACCELERATOR", ""), True)]
+        return [*_gpu(precision, local_rank), accelerator(os.environ.get("DS_ACCELERATOR", ""), True)]
     there = [str(path) for path in GPU_FILES if path.exists()]
     if there:
         return [
@@ -48,7 +47,7 @@ def accelerator(told: str, gpu: bool) -> Finding:
     return ok("DS_ACCELERATOR", told or "not set: DeepSpeed finds the device by itself")
 
 
-def _gpu(cfg: RunConfig, local_rank: int) -> list[Finding]:
+def _gpu(precision: str, local_rank: int) -> list[Finding]:
     count = torch.cuda.device_count()
     if local_rank >= count:
         return [
@@ -68,7 +67,7 @@ def _gpu(cfg: RunConfig, local_rank: int) -> list[Finding]:
     if free < (1 - MOST_IN_USE) * total:
         taken = f"{(total - free) / GIB:.1f} GiB of {total / GIB:.0f} are in use before the run"
         found.append(note("GPU memory", taken, "nvidia-smi shows by whom; end what is left over"))
-    if cfg.train.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         found.append(fix("bf16", f"{properties.name} does not compute in bf16", "set train.precision=fp32"))
     return found
 
@@ -78,10 +77,10 @@ def _driver() -> str:
     return get_nvidia_driver_version(run) or "unknown"
 
 
-def check_threads(cfg: RunConfig) -> list[Finding]:
+def check_threads(workers: int) -> list[Finding]:
     """Cores of this host against its ranks, their threads and their loader workers."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return threads(available_cores(), ranks_of_this_host(), cfg.data.workers, told, torch.cuda.is_available())
+    return threads(available_cores(), ranks_of_this_host(), workers, told, torch.cuda.is_available())
 
 
 def threads(cores: int, ranks: int, workers: int, told: str, gpu: bool) -> list[Finding]:

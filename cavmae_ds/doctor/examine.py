@@ -14,8 +14,16 @@ from cavmae_ds.doctor.devices import check_devices, check_threads
 from cavmae_ds.doctor.environment import check_environment
 from cavmae_ds.doctor.finding import Check, Finding, bounded, ok
 from cavmae_ds.doctor.leftovers import check_leftovers
-from cavmae_ds.doctor.space import check_disk, check_limits, check_shared_memory, check_temporary
+from cavmae_ds.doctor.space import (
+    check_cache,
+    check_checkpoints,
+    check_limits,
+    check_shared_memory,
+    check_temporary,
+    parameters,
+)
 from cavmae_ds.doctor.versions import check_versions
+from cavmae_ds.models import family_of
 from cavmae_ds.tasks import task_of
 from cavmae_ds.weights.init import examine_start
 
@@ -42,7 +50,7 @@ class Asked:
 
 def own_findings(asked: Asked, local_rank: int) -> list[Finding]:
     """Of this rank; the first one of a host looks at the host too, one thing after the other."""
-    checks: dict[str, Check] = {"device": partial(check_devices, asked.cfg, local_rank)}
+    checks: dict[str, Check] = {"device": partial(check_devices, asked.cfg.train.precision, local_rank)}
     if local_rank == 0:
         checks |= _of_a_host(asked)
     return [finding for name, check in checks.items() for finding in bounded(name, check, asked.limit_s)]
@@ -57,7 +65,8 @@ def run_findings(asked: Asked) -> list[Finding]:
 
 
 def _first_weights(asked: Asked) -> list[Finding]:
-    origin = examine_start(asked.cfg)
+    cfg = asked.cfg
+    origin = examine_start(cfg.init, cfg.model, cfg.run_dir, partial(task_of(cfg).build_model, cfg))
     if origin is None:
         return []
     fresh = f", {len(origin.missing)} entries start fresh" if origin.missing else ""
@@ -70,15 +79,27 @@ def _numbers(asked: Asked) -> list[Finding]:
     return [ok("run", f"{numbers.clips:,} clips, {numbers.total_steps:,} steps of {numbers.global_batch:,} clips")]
 
 
+def _shared_memory(asked: Asked) -> list[Finding]:
+    cfg = asked.cfg
+    inputs = family_of(cfg.model.family).inputs(cfg.model, cfg.task)
+    return check_shared_memory(cfg.data.workers, cfg.train.micro_batch, inputs)
+
+
+def _disk(asked: Asked) -> list[Finding]:
+    cfg = asked.cfg
+    return check_checkpoints(cfg.run_dir, cfg.checkpoint.keep_last, parameters(cfg)) + check_cache(cfg.data)
+
+
 def _of_a_host(asked: Asked) -> dict[str, Check]:
     cfg, hosts = asked.cfg, max(1, asked.ranks // ranks_of_this_host())
+    workers = cfg.data.workers
     checks: dict[str, Check] = {
         "versions": check_versions,
-        "threads": partial(check_threads, cfg),
-        "/dev/shm": partial(check_shared_memory, cfg),
-        "TMPDIR": partial(check_temporary, cfg),
-        "disk": partial(check_disk, cfg),
-        "limits": partial(check_limits, cfg, asked.ranks),
+        "threads": partial(check_threads, workers),
+        "/dev/shm": partial(_shared_memory, asked),
+        "TMPDIR": partial(check_temporary, workers),
+        "disk": partial(_disk, asked),
+        "limits": partial(check_limits, asked.ranks, workers),
         "environment": partial(check_environment, asked.environment),
     }
     for url in _read_from(asked):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import (
     LONGEST_TEMPORARY_FOLDER,
     check_temporary_folder,
@@ -22,7 +24,6 @@ from cavmae_ds.distributed.environment import ranks_of_this_host
 from cavmae_ds.doctor.finding import Finding, fix, ok
 from cavmae_ds.errors import distinct
 from cavmae_ds.fault_tolerance.shared_memory_leftovers import FOLDER
-from cavmae_ds.models import family_of
 from cavmae_ds.tasks import task_of
 
 GIB, MIB = 2**30, 2**20
@@ -33,10 +34,10 @@ CHECKPOINT_BYTES = 16
 """A parameter: fp32 weight, two moments, running mean."""
 
 
-def check_shared_memory(cfg: RunConfig) -> list[Finding]:
+def check_shared_memory(workers: int, micro_batch: int, inputs: InputSpec) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
-    ranks, workers, clips = ranks_of_this_host(), cfg.data.workers, cfg.train.micro_batch
-    needed = memory_needed(ranks, workers, clips, family_of(cfg.model.family).inputs(cfg.model, cfg.task).frame_size)
+    ranks = ranks_of_this_host()
+    needed = memory_needed(ranks, workers, micro_batch, inputs.frame_size)
     there = shutil.disk_usage(FOLDER)
     return [shared_memory(there.free, there.total, needed, f"{ranks} x {workers} loader workers")]
 
@@ -50,29 +51,33 @@ def shared_memory(free: int, total: int, needed: int, whose: str) -> Finding:
     return fix("/dev/shm", said, f"{larger(total - free + needed)}, or fewer data.workers")
 
 
-def check_temporary(cfg: RunConfig) -> list[Finding]:
+def check_temporary(workers: int) -> list[Finding]:
     """TMPDIR is a folder that can be written, and its name leaves room for the workers' sockets."""
     folder, told = tempfile.gettempdir(), os.environ.get("TMPDIR", "")
     if told and Path(told).absolute() != Path(folder):
         return [fix("TMPDIR", f"{told} cannot be written, {folder} is taken", "make that folder, or unset TMPDIR")]
-    check_temporary_folder(cfg.data.workers)
+    check_temporary_folder(workers)
     length = len(os.fsencode(folder))
     return [ok("TMPDIR", f"{folder}, {length} of at most {LONGEST_TEMPORARY_FOLDER} bytes")]
 
 
-def check_disk(cfg: RunConfig) -> list[Finding]:
-    """Free space where checkpoints and fetched shards go."""
-    copies = cfg.checkpoint.keep_last + 1
-    needed = copies * CHECKPOINT_BYTES * parameters(cfg)
-    found = [disk("run_dir", cfg.run_dir, needed, f"{copies} checkpoints", "set run_dir to a larger disk, or free")]
-    if any("://" in source.remote for source in cfg.data.all_sources):
-        limit = cfg.data.cache_limit_gib
-        wanted = int(limit * GIB) if limit else cfg.data.shuffle_block * STORED_CLIP_BYTES
-        whose = "data.cache_limit_gib" if limit else f"one data.shuffle_block of {cfg.data.shuffle_block} clips"
-        cache = cfg.data.cache or Path(tempfile.gettempdir())
-        do = "lower data.shuffle_block or data.cache_limit_gib, set data.cache to a larger disk, or free"
-        found.append(disk("cache", cache, wanted, whose, do))
-    return found
+def check_checkpoints(run_dir: Path, keep_last: int, parameters: int) -> list[Finding]:
+    """Free space where checkpoints go. keep_last: checkpoint.keep_last."""
+    copies = keep_last + 1
+    needed = copies * CHECKPOINT_BYTES * parameters
+    return [disk("run_dir", run_dir, needed, f"{copies} checkpoints", "set run_dir to a larger disk, or free")]
+
+
+def check_cache(data: DataConfig) -> list[Finding]:
+    """Free space where fetched shards go, if any are fetched."""
+    if not any("://" in source.remote for source in data.all_sources):
+        return []
+    limit = data.cache_limit_gib
+    wanted = int(limit * GIB) if limit else data.shuffle_block * STORED_CLIP_BYTES
+    whose = "data.cache_limit_gib" if limit else f"one data.shuffle_block of {data.shuffle_block} clips"
+    cache = data.cache or Path(tempfile.gettempdir())
+    do = "lower data.shuffle_block or data.cache_limit_gib, set data.cache to a larger disk, or free"
+    return [disk("cache", cache, wanted, whose, do)]
 
 
 def parameters(cfg: RunConfig) -> int:
@@ -94,10 +99,10 @@ def disk(name: str, folder: Path, needed: int, whose: str, do: str) -> Finding:
     return ok(name, said)
 
 
-def check_limits(cfg: RunConfig, ranks: int) -> list[Finding]:
+def check_limits(ranks: int, workers: int) -> list[Finding]:
     """Limits of the shell, which ranks inherit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = [open_files(soft, hard, files_needed(ranks, cfg.data.workers))]
+    found = [open_files(soft, hard, files_needed(ranks, workers))]
     if ADAPTERS.is_dir() and any(ADAPTERS.iterdir()):
         adapters = ", ".join(sorted(adapter.name for adapter in ADAPTERS.iterdir()))
         found.append(locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], adapters))

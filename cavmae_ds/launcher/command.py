@@ -48,9 +48,13 @@ def launch(
     if ranks_per_host:
         hosts = [Host(host.name, ranks_per_host) for host in hosts]
     fewest = len(hosts) if min_hosts is None else min_hosts
-    check_fewer_hosts(cfg, len(hosts), fewest)
+    check_fewer_hosts(len(hosts), fewest, cfg.check_fewer_ranks)
     program = ["--module", "cavmae_ds.train_cli", str(run.resolve()), *(overrides or [])]
-    raise typer.Exit(Supervisor(cfg, program, hosts, restarts, fewest, master_port).run())
+    supervisor = Supervisor(
+        program, hosts, restarts, fewest, master_port, run_dir=cfg.run_dir, address=cfg.checkpoint.address,
+        train=cfg.train, data=cfg.data, watch=cfg.watch,
+    )  # fmt: skip
+    raise typer.Exit(supervisor.run())
 
 
 def _gpus() -> int:

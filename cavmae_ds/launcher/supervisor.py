@@ -6,12 +6,15 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.bucket import PATIENCE_S, open_bucket
 from cavmae_ds.checkpoint.folder import step_of
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.config.sections.training import TrainConfig
+from cavmae_ds.config.sections.watch import WatchConfig
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.errors import DataError
 from cavmae_ds.fault_tolerance.exit import ExitCode, say
@@ -31,15 +34,20 @@ class Supervisor:
     """Sees a run through.
 
     program: what to start as each rank, arguments included. restarts: failures in a row, without a new checkpoint in
-    between, that are forgiven. port: where ranks meet, 0 for another one in each attempt.
+    between, that are forgiven. port: where ranks meet, 0 for another one in each attempt. address: checkpoint.address.
     """
 
-    cfg: RunConfig
     program: Sequence[str]
     hosts: Sequence[Host]
     restarts: int
     min_hosts: int
     port: int = 0
+    _: KW_ONLY
+    run_dir: Path
+    address: str
+    train: TrainConfig
+    data: DataConfig
+    watch: WatchConfig
 
     def run(self) -> int:
         """The exit code: 0 done; 2 refused, 75 stopped early, 130 quit; else that of the last of too many failures."""
@@ -69,16 +77,18 @@ class Supervisor:
         if len(present) < self.min_hosts:
             _tell(f"{len(present)} of {len(self.hosts)} hosts are there, --min-hosts is {self.min_hosts}")
             return ExitCode.LOST
-        shape = largest_shape(self.cfg, [host.slots for host in present], self.min_hosts)
+        train = self.train
+        shape = largest_shape(
+            [host.slots for host in present], self.min_hosts,
+            global_batch=train.global_batch, micro_batch=train.micro_batch,
+        )  # fmt: skip
         chosen = [host for host in present if host.slots >= shape.ranks_per_host][: shape.hosts]
         places = sum(host.slots for host in present)
-        train = self.cfg.train
         spare = f", not {places}: that would not divide train.global_batch = {train.global_batch} evenly"
         _tell(f"{shape}: {', '.join(host.name for host in chosen)}{spare if shape.ranks < places else ''}")
-        watch = self.cfg.watch
         codes = Attempt(
             self.program, chosen, shape, self.port or random.choice(_PORTS),
-            watch.silence_seconds, _GRACES * watch.grace_seconds,
+            self.watch.silence_seconds, _GRACES * self.watch.grace_seconds,
         ).wait(asked)  # fmt: skip
         if any(codes.values()):
             _tell(f"ended with exit code {', '.join(f'{code} on {name}' for name, code in codes.items())}")
@@ -91,7 +101,7 @@ class Supervisor:
 
     def _await_shards(self, asked: Asked) -> None:
         """Wait for buckets of shards that do not answer: ranks would take it for a mistake, and end for good."""
-        data, until = self.cfg.data, time.monotonic() + PATIENCE_S
+        data, until = self.data, time.monotonic() + PATIENCE_S
         for address in (data.train, data.validation, *(source.remote for source in data.sources)):
             while "://" in address and not asked.ever and time.monotonic() < until:
                 try:
@@ -103,9 +113,9 @@ class Supervisor:
 
     def _saved_step(self) -> int:
         """Of the newest checkpoint, in the run folder or the bucket."""
-        steps = [step_of(folder.name) or 0 for folder in whole_checkpoints(self.cfg.run_dir)]
+        steps = [step_of(folder.name) or 0 for folder in whole_checkpoints(self.run_dir)]
         with suppress(DataError):  # the bucket is away; the ranks will say so if they need it
-            bucket = open_bucket(self.cfg.checkpoint.address)
+            bucket = open_bucket(self.address)
             steps += bucket.steps() if bucket else []
         return max(steps, default=0)
 

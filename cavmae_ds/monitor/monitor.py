@@ -48,7 +48,7 @@ class Monitor:
         of checkpoints that ended since its last call.
         """
         cfg, numbers = task.cfg, task.plan
-        self._task, self._cfg, self._numbers, self._world = task, cfg, numbers, world
+        self._task, self._cfg, self._numbers, self._world = task, cfg.monitor, numbers, world
         self._learning_rate = learning_rate
         self._terms = torch.zeros(len(task.metrics), device=world.device, dtype=torch.float64)
         self._taken = 0
@@ -96,13 +96,13 @@ class Monitor:
         for line in self._bad.note(done.bad):
             tqdm.write(for_display(f"bad clip: {line}"))
         self._progress.update()
-        if step % self._cfg.monitor.log_every == 0 or step == self._numbers.total_steps:
+        if step % self._cfg.log_every == 0 or step == self._numbers.total_steps:
             self._write_point(step, float(done.grad_norm))
         if self._norms and self._norms_due(step):
             self.draw(step, self._norms.read(float(done.grad_norm)))
         self._arm(step + 1)
         self._draw_saves()
-        every = self._cfg.monitor.pictures_every
+        every = self._cfg.pictures_every
         due = every > 0 and step % every == 0 and not done.skipped
         if self._curves and due:
             for name, pixels in self._task.figures(done).items():
@@ -205,7 +205,7 @@ class Monitor:
             self._norms.arm(self._norms_due(step))
 
     def _norms_due(self, step: int) -> bool:
-        return self._due(step, self._cfg.monitor.norms_every)
+        return self._due(step, self._cfg.norms_every)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and (step % every == 0 or step == self._numbers.total_steps)

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 from cavmae_ds.checkpoint import whole_checkpoints
-from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.tasks.run_plan import RunPlan
 from cavmae_ds.tasks.task import Task
 
@@ -14,14 +13,14 @@ HELD_OUT = "HELD_OUT_SHARDS"
 """Stands for a data set where the run names none that it was not trained on."""
 
 
-def start_line(cfg: RunConfig, numbers: RunPlan, start: int) -> str:
-    """For the log of the first rank, before the first step. start: optimizer steps already done."""
+def start_line(script: str, run_dir: Path, numbers: RunPlan, start: int) -> str:
+    """For the log of the first rank, before the first step. script: RunConfig.script; start: optimizer steps done."""
     ranks = "1 rank" if numbers.ranks == 1 else f"{numbers.ranks:,} ranks"
     steps = f"steps {start + 1:,} to {numbers.total_steps:,} of {numbers.global_batch:,} clips"
     return (
-        f"{_script(cfg)}: {cfg.run_dir}: {numbers.clips:,} clips, {ranks}, {numbers.parameters:,} parameters, "
+        f"{Path(script).stem}: {run_dir}: {numbers.clips:,} clips, {ranks}, {numbers.parameters:,} parameters, "
         f"{steps if start < numbers.total_steps else f'all {numbers.total_steps:,} steps are done'}; "
-        f"curves: {shlex.join(['tensorboard', '--logdir', str(cfg.run_dir)])} (tab custom scalars)"
+        f"curves: {shlex.join(['tensorboard', '--logdir', str(run_dir)])} (tab custom scalars)"
     )
 
 
@@ -35,8 +34,4 @@ def end_line(task: Task) -> str:
         shlex.join(word.format(**names) for word in command.split())
         for command in ("cavmae report {run_dir}", *task.next_commands())
     ]
-    return "\n  ".join([f"{_script(cfg)}: done: {checkpoint}; next:", *commands])
-
-
-def _script(cfg: RunConfig) -> str:
-    return Path(cfg.script).stem
+    return "\n  ".join([f"{Path(cfg.script).stem}: done: {checkpoint}; next:", *commands])

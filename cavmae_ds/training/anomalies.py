@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint.manifest import Rewind
 from cavmae_ds.checkpoint.runs import Checkpoints
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.guard import GuardConfig
 from cavmae_ds.distributed.collectives import from_all_ranks, mean_over_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError, GuardError, for_display
@@ -69,14 +69,25 @@ class _Taken(NamedTuple):
 class Guard:
     """Told of every step, by all ranks alike; the first one speaks."""
 
-    def __init__(self, cfg: RunConfig, world: World, monitor: Monitor, checkpoints: Checkpoints, skipped: int):
+    def __init__(
+        self,
+        cfg: GuardConfig,
+        world: World,
+        monitor: Monitor,
+        checkpoints: Checkpoints,
+        *,
+        run_dir: Path,
+        log_every: int,
+        skipped: int,
+    ):
         """skipped: steps of this run that were skipped before."""
         self._cfg, self._world, self._monitor, self._checkpoints = cfg, world, monitor, checkpoints
+        self._run_dir, self._log_every = run_dir, log_every
         self._skipped, self._in_a_row, self._spikes = skipped, 0, 0
-        self._norms = RunningMedian(cfg.guard.spike_window)
+        self._norms = RunningMedian(cfg.spike_window)
         self._before: _Taken | None = None
         self._high = False
-        self._losses = RunningMedian(cfg.guard.spike_window)
+        self._losses = RunningMedian(cfg.spike_window)
         self._high_losses: list[int] = []
 
     def step_done(self, step: int, done: StepOutput) -> None:
@@ -86,21 +97,21 @@ class Guard:
         the loss has stayed high and guard.rewind is set.
         """
         counted = self._skipped, self._spikes
-        if self._before and self._cfg.guard.spike_factor:
+        if self._before and self._cfg.spike_factor:
             self._look_back(self._before)
-        if self._before and self._cfg.guard.rewind:
+        if self._before and self._cfg.rewind:
             self._judge_loss(self._before)
         self._before = None
         if done.skipped:
             self._name_clips(step, done.evidence)
         else:
             # Not waited for: the step after this one waits for its own norm, which comes later.
-            loss = mean_over_ranks(done.loss) if self._cfg.guard.rewind else 0.0
+            loss = mean_over_ranks(done.loss) if self._cfg.rewind else 0.0
             self._before, self._in_a_row = _Taken(step, _fetched(done.grad_norm), _fetched(loss), done.evidence), 0
-        if counted != (self._skipped, self._spikes) or step % self._cfg.monitor.log_every == 0:
+        if counted != (self._skipped, self._spikes) or step % self._log_every == 0:
             counts = {"guard/skipped_steps": float(self._skipped), "guard/gradient_spikes": float(self._spikes)}
             self._monitor.draw(step, counts)
-        if self._in_a_row >= self._cfg.guard.max_nonfinite_in_a_row:
+        if self._in_a_row >= self._cfg.max_nonfinite_in_a_row:
             raise GuardError(
                 f"the last {self._in_a_row} steps, to step {step}, had no finite loss or gradient and changed nothing "
                 f"(guard.max_nonfinite_in_a_row); {str(self._folder('nonfinite'))!r} says what of which clips was not "
@@ -115,7 +126,7 @@ class Guard:
 
     def _judge_loss(self, taken: _Taken) -> None:
         """Whether the loss has been far higher than usual for too long. All ranks judge the same number."""
-        loss, cfg = float(taken.loss), self._cfg.guard
+        loss, cfg = float(taken.loss), self._cfg
         usual = self._losses.value if len(self._losses) >= cfg.spike_window // 4 else math.inf
         if loss <= cfg.rewind_factor * usual:
             self._losses.add(loss)
@@ -128,7 +139,7 @@ class Guard:
     def _go_back(self, rewind: Rewind, factor: float) -> None:
         steps = f"the loss of steps {rewind.first} to {rewind.last} rose to {factor:.3g} times the median before"
         known = self._checkpoints.rewinds
-        if len(known.all) >= self._cfg.guard.max_rewinds:
+        if len(known.all) >= self._cfg.max_rewinds:
             raise GuardError(
                 f"{steps}, after {len(known.all)} rewinds (guard.max_rewinds); look at the clips of those steps, or "
                 "start again with a lower optim.learning_rate or with optim.clip_grad_norm"
@@ -162,7 +173,7 @@ class Guard:
 
     def _look_back(self, taken: _Taken) -> None:
         """Whether the gradient of a step was far larger than usual."""
-        norm, cfg = float(taken.grad_norm), self._cfg.guard
+        norm, cfg = float(taken.grad_norm), self._cfg
         usual = self._norms.value if len(self._norms) >= cfg.spike_window // 4 else 0.0
         self._norms.add(norm)
         high_before, self._high = self._high, 0 < usual < norm / cfg.spike_factor
@@ -190,7 +201,7 @@ class Guard:
             tqdm.write(for_display(line))
 
     def _folder(self, kind: str) -> Path:
-        return self._cfg.run_dir / kind
+        return self._run_dir / kind
 
 
 def _fetched(value: Tensor | float) -> Tensor | float:

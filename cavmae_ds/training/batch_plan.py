@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
+from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.format.fingerprint import fingerprint
 from cavmae_ds.data.format.shards import check_shards, read_manifest
@@ -42,7 +43,7 @@ def batch_plan(cfg: RunConfig, inputs: InputSpec, ranks: int, clips: int | None)
         )
     accumulation = cfg.train.global_batch // per_step
     fragment = read_fragment(cfg)
-    counted = _count_clips(cfg, inputs) if clips is None else _Clips((clips,), clips, 0)
+    counted = _count_clips(cfg.data, inputs) if clips is None else _Clips((clips,), clips, 0)
     in_epoch = steps_per_epoch(counted.epoch, cfg.data.canonical_nodes, cfg.train.global_batch)
     if not in_epoch:
         addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources) or "the data set"
@@ -76,31 +77,31 @@ def batch_plan(cfg: RunConfig, inputs: InputSpec, ranks: int, clips: int | None)
     }
 
 
-def _count_clips(cfg: RunConfig, inputs: InputSpec) -> _Clips:
-    if not (cfg.data.train or cfg.data.sources):
+def _count_clips(data: DataConfig, inputs: InputSpec) -> _Clips:
+    if not (data.train or data.sources):
         raise ConfigError(
             "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
         )
     sources = training_sources(
-        cfg.data, [check_shards(source.remote, inputs.frame_size, cfg.data) for source in cfg.data.all_sources]
+        data, [check_shards(source.remote, inputs.frame_size, data) for source in data.all_sources]
     )
-    if cfg.data.validation:
-        check_shards(cfg.data.validation, inputs.frame_size, cfg.data)
+    if data.validation:
+        check_shards(data.validation, inputs.frame_size, data)
     return _Clips(
         by_source=tuple(len(source.trained) for source in sources),
         epoch=sum(source.epoch_clips for source in sources),
         held_out=sum(int((~source.trained).sum()) for source in sources),
         fingerprints=tuple(
-            fingerprint(entry.remote, cfg.data, source.weights)
-            for entry, source in zip(cfg.data.all_sources, sources, strict=True)
+            fingerprint(entry.remote, data, source.weights)
+            for entry, source in zip(data.all_sources, sources, strict=True)
         ),
     )
 
 
-def class_names(cfg: RunConfig) -> tuple[str, ...]:
+def class_names(data: DataConfig) -> tuple[str, ...]:
     """The classes that all training sources, and data.validation, name alike. Raises ConfigError."""
-    addresses = [source.remote for source in cfg.data.all_sources] + [cfg.data.validation] * bool(cfg.data.validation)
-    first, *others = (read_manifest(address, cfg.data).classes for address in addresses)
+    addresses = [source.remote for source in data.all_sources] + [data.validation] * bool(data.validation)
+    first, *others = (read_manifest(address, data).classes for address in addresses)
     for address, names in zip(addresses[1:], others, strict=True):
         if names != first:
             raise ConfigError(

@@ -10,10 +10,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.training import TrainConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.zero_layout import find_partitions, write_shard
-from cavmae_ds.tasks.run_plan import RunPlan
 from cavmae_ds.tasks.task import Task, freeze_unused
 from cavmae_ds.training.optim.build import build_optimizer
 from cavmae_ds.training.optim.layerwise import LayerwiseOptimizer
@@ -21,18 +20,20 @@ from cavmae_ds.training.optim.schedule import learning_rate_share
 from cavmae_ds.weights.init import initialise
 
 
-def engine_config(cfg: RunConfig, numbers: RunPlan) -> dict[str, Any]:
-    """The fragment plus all that the run file decides. Raises ConfigError where the two overlap."""
+def engine_config(
+    fragment: dict[str, Any], train: TrainConfig, accumulation: int, clip_grad_norm: float
+) -> dict[str, Any]:
+    """The fragment (see read_fragment) plus all that the run file decides."""
     config = {
-        **read_fragment(cfg),
-        "train_batch_size": cfg.train.global_batch,
-        "train_micro_batch_size_per_gpu": cfg.train.micro_batch,
-        "gradient_accumulation_steps": numbers.accumulation,
-        "gradient_clipping": cfg.optim.clip_grad_norm,
+        **fragment,
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_grad_norm,
         "steps_per_print": 10**9,  # the monitor speaks; DeepSpeed need not
         "zero_allow_untested_optimizer": True,  # elementwise, or told its layers: optim/
     }
-    if cfg.train.precision == "bf16":
+    if train.precision == "bf16":
         config["bf16"] = {"enabled": True}
         # DeepSpeed would sum micro-batches in bf16: 8 bits of mantissa swallow small contributions.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -49,7 +50,7 @@ def build_model(task: Task, world: World) -> Any:
 
     cfg = task.cfg
     torch.manual_seed(cfg.train.seed)
-    config = engine_config(cfg, task.plan)
+    config = engine_config(read_fragment(cfg), cfg.train, task.plan.accumulation, cfg.optim.clip_grad_norm)
     model: Any
     write = partial(write_shard, rank=world.rank)
     if zero_stage(config) < 3:
@@ -78,7 +79,7 @@ def build_engine(task: Task, model: Any, world: World) -> Any:
     engine, *_ = deepspeed.initialize(
         model=model.to(world.device),
         optimizer=optimizer,
-        config=engine_config(cfg, numbers),
+        config=engine_config(read_fragment(cfg), cfg.train, numbers.accumulation, cfg.optim.clip_grad_norm),
         lr_scheduler=lambda built: LambdaLR(built, share),
         dist_init_required=False,
     )

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cavmae_ds.checkpoint.locking import locked_run
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config.history import write_config
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.loading.handover import check_loading, check_open_files, micro_batches
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
@@ -108,7 +108,8 @@ def open_run(task: Task) -> Iterator[Run]:
     check_open_files(numbers.ranks, cfg.data.workers)
     world = open_world(cfg.watch.collective_timeout_s, watched=True)
     with ExitStack() as closing, watching(cfg.watch, world, cfg.run_dir / "stacks") as watch:
-        lease = closing.enter_context(locked_run(cfg, world, watch))  # before anything is written
+        # Before anything is written.
+        lease = closing.enter_context(locked_run(cfg.run_dir, cfg.checkpoint.address, world, watch))
         agreement = Agreement()
         refuse_together(partial(check_host, task, world), world)
         engine = build_engine(task, build_model(task, world), world)
@@ -118,13 +119,19 @@ def open_run(task: Task) -> Iterator[Run]:
         start = checkpoints.resume()
         if world.is_first:
             write_config(cfg, start)
-        log.info(start_line(cfg, numbers, start))
+        log.info(start_line(cfg.script, cfg.run_dir, numbers, start))
         task.start(world, engine)
-        loader = open_loader(cfg, numbers, world, start, task.mixup)
+        loader = open_loader(
+            cfg.data, world, micro_batch=cfg.train.micro_batch, accumulation=numbers.accumulation,
+            seed=cfg.train.seed, start=start, mixup=task.mixup,
+        )  # fmt: skip
         monitor = Monitor(task, world, start, engine, partial(_learning_rate, task), checkpoints.finished)
         try:
             monitor.settings_changed(start, checkpoints.resumption.changes)
-            guard = Guard(cfg, world, monitor, checkpoints, engine.skipped_steps)
+            guard = Guard(
+                cfg.guard, world, monitor, checkpoints,
+                run_dir=cfg.run_dir, log_every=cfg.monitor.log_every, skipped=engine.skipped_steps,
+            )  # fmt: skip
             yield Run(world, watch, agreement, engine, means, task, loader, monitor, guard, checkpoints, start)
         finally:
             monitor.close()
@@ -139,15 +146,15 @@ def check_host(task: Task, world: World) -> None:
     check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, task.inputs.frame_size)
 
 
-def open_loader(cfg: RunConfig, numbers: RunPlan, world: World, start: int, mixup: float = 0.0) -> DataLoader:
+def open_loader(
+    data: DataConfig, world: World, *, micro_batch: int, accumulation: int, seed: int, start: int, mixup: float
+) -> DataLoader:
     """This rank's micro-batches from optimizer step `start` on, without end."""
     ranks_per_host = world.size // world.hosts
-    shape = EpochShape(world.hosts, ranks_per_host, numbers.accumulation, cfg.train.micro_batch)
-    host, seed = world.rank // ranks_per_host, cfg.train.seed
-    clips = ClipStream(
-        cfg.data, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup
-    )
-    return training_loader(clips, cfg.data, world.device)
+    shape = EpochShape(world.hosts, ranks_per_host, accumulation, micro_batch)
+    host = world.rank // ranks_per_host
+    clips = ClipStream(data, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup)
+    return training_loader(clips, data, world.device)
 
 
 def running_means(task: Task, engine: Any, world: World) -> list[RunningMean]:

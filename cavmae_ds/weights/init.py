@@ -16,13 +16,11 @@ from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.config.sections.init import InitConfig
 from cavmae_ds.config.sections.model import ModelSection
-from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.distributed.zero_layout import whole_shape
 from cavmae_ds.errors import CheckpointError
 from cavmae_ds.models import family_of
 from cavmae_ds.models.common.weights import Weights, differences, shortly
-from cavmae_ds.tasks import task_of
 from cavmae_ds.weights.load import open_weights
 
 log = logging.getLogger(__name__)
@@ -74,18 +72,20 @@ def initialise(
             unfinished.write_text(json.dumps(note, indent=1))
 
 
-def examine_start(cfg: RunConfig, classes: int = 0) -> Origin | None:
+def examine_start(
+    init: InitConfig, sizes: ModelSection, run_dir: Path, build: Callable[[int], nn.Module], classes: int = 0
+) -> Origin | None:
     """Read the weights that a fresh run would begin with, as its start would; None if it begins without any.
 
-    classes: of a classifier whose classes are left to the data; 0 takes whatever fits. Raises CheckpointError as
-    start_from does.
+    build: the run's model, for a number of classes. classes: of a classifier whose classes are left to the data; 0
+    takes whatever fits. Raises CheckpointError as start_from does.
     """
-    if not cfg.init.given or whole_checkpoints(cfg.run_dir):
+    if not init.given or whole_checkpoints(run_dir):
         return None
-    weights = _given(cfg.init, cfg.model)
+    weights = _given(init, sizes)
     with torch.device("meta"):
-        model = task_of(cfg).build_model(cfg, classes or weights.classes)
-    return _load(weights, model, cfg.init, cfg.model, lambda parameter, value: None)
+        model = build(classes or weights.classes)
+    return _load(weights, model, init, sizes, lambda parameter, value: None)
 
 
 @torch.no_grad()

@@ -13,4 +13,8 @@ if __name__ == "__main__":
     folder, run, *overrides = sys.argv[1:]
     program = [str(Path(__file__).with_name("noting_rank.py")), folder, run, *overrides]
     cfg = load_run(Path(run), "pretrain", overrides)
-    sys.exit(Supervisor(cfg, program, [Host(HERE, 2)], restarts=20, min_hosts=1).run())
+    supervisor = Supervisor(
+        program, [Host(HERE, 2)], restarts=20, min_hosts=1, run_dir=cfg.run_dir, address=cfg.checkpoint.address,
+        train=cfg.train, data=cfg.data, watch=cfg.watch,
+    )  # fmt: skip
+    sys.exit(supervisor.run())

@@ -12,9 +12,10 @@ from cavmae_ds.launcher.world_size import check_fewer_hosts, largest_shape
 from cavmae_ds.tasks import validate_run
 
 
-def run_config(global_batch: int = 8, micro_batch: int = 2, **contrastive: object):
-    train = {"global_batch": global_batch, "micro_batch": micro_batch, "steps": 1}
-    return validate_run({"train": train, "contrastive": contrastive})
+def check_hosts(hosts: int, min_hosts: int, **contrastive: object) -> None:
+    """For a run with this section contrastive."""
+    cfg = validate_run({"train": {"global_batch": 8, "micro_batch": 2, "steps": 1}, "contrastive": contrastive})
+    check_fewer_hosts(hosts, min_hosts, cfg.check_fewer_ranks)
 
 
 def test_a_hostfile_names_hosts_and_their_places(tmp_path):
@@ -54,7 +55,7 @@ def test_a_mistake_in_a_hostfile_is_named_with_its_line(content, said, tmp_path)
     ],
 )
 def test_the_batch_is_shared_among_as_many_ranks_as_divide_it(global_batch, micro_batch, slots, shape):
-    assert largest_shape(run_config(global_batch, micro_batch), slots, 1) == shape
+    assert largest_shape(slots, 1, global_batch=global_batch, micro_batch=micro_batch) == shape
 
 
 @given(
@@ -63,7 +64,7 @@ def test_the_batch_is_shared_among_as_many_ranks_as_divide_it(global_batch, micr
     slots=st.lists(st.integers(1, 9), min_size=1, max_size=9),
 )
 def test_no_larger_number_of_ranks_would_do(micro_batches, micro_batch, slots):
-    hosts, each = largest_shape(run_config(micro_batches * micro_batch, micro_batch), slots, 1)
+    hosts, each = largest_shape(slots, 1, global_batch=micro_batches * micro_batch, micro_batch=micro_batch)
     assert micro_batches % (hosts * each) == 0
     assert sum(places >= each for places in slots) >= hosts
     for more in range(hosts * each + 1, sum(slots) + 1):
@@ -76,14 +77,14 @@ def test_no_larger_number_of_ranks_would_do(micro_batches, micro_batch, slots):
 
 def test_hosts_that_cannot_share_the_batch_are_refused():
     with pytest.raises(ConfigError, match=r"8 is not a multiple of train.micro_batch = 2 x ranks on 3 hosts or more"):
-        largest_shape(run_config(), [1, 1, 1], min_hosts=3)
+        largest_shape([1, 1, 1], min_hosts=3, global_batch=8, micro_batch=2)
 
 
 def test_going_on_with_fewer_hosts_needs_candidates_that_do_not_hang_on_the_ranks():
-    check_fewer_hosts(run_config(two_pass=True), hosts=4, min_hosts=2)
-    check_fewer_hosts(run_config(negatives="rank"), hosts=4, min_hosts=2)
-    check_fewer_hosts(run_config(), hosts=4, min_hosts=4)
+    check_hosts(hosts=4, min_hosts=2, two_pass=True)
+    check_hosts(hosts=4, min_hosts=2, negatives="rank")
+    check_hosts(hosts=4, min_hosts=4)
     with pytest.raises(ConfigError, match=r"--min-hosts 2 of 4: .* set contrastive.two_pass: true"):
-        check_fewer_hosts(run_config(), hosts=4, min_hosts=2)
+        check_hosts(hosts=4, min_hosts=2)
     with pytest.raises(ConfigError, match="--min-hosts must be from 1 to the 4 hosts of the run, got 5"):
-        check_fewer_hosts(run_config(), hosts=4, min_hosts=5)
+        check_hosts(hosts=4, min_hosts=5)

@@ -45,7 +45,10 @@ def supervised(folder: Path, plan: Sequence[tuple[int | str, int]], restarts: in
     train = {"global_batch": 2, "micro_batch": 2, "steps": 1}
     cfg = validate_run({"run_dir": str(folder), "train": train, "data": data})
     program = [str(folder / "rank.py"), str(folder / "plan.json")]
-    code = Supervisor(cfg, program, [Host(HERE, 1)], restarts, min_hosts=1).run()
+    code = Supervisor(
+        program, [Host(HERE, 1)], restarts, min_hosts=1, run_dir=folder, address=cfg.checkpoint.address,
+        train=cfg.train, data=cfg.data, watch=cfg.watch,
+    ).run()  # fmt: skip
     return code, json.loads((folder / "plan.json").read_text())
 
 

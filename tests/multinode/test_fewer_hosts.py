@@ -22,7 +22,11 @@ if __name__ == "__main__":
         "watch": {"silence_seconds": 5}, "contrastive": {"two_pass": True},
     })
     hosts = [Host("node-a", 1), Host("node-b", 1)]
-    sys.exit(Supervisor(cfg, sys.argv[1:], hosts, restarts=3, min_hosts=1).run())
+    supervisor = Supervisor(
+        sys.argv[1:], hosts, restarts=3, min_hosts=1, run_dir=cfg.run_dir, address=cfg.checkpoint.address,
+        train=cfg.train, data=cfg.data, watch=cfg.watch,
+    )
+    sys.exit(supervisor.run())
 """
 # The first time together they wait; when the link is cut the rank of node-a ends, as its watch would have it. Alone it
 # waits until node-b is back, and ends. The second time together both are done.

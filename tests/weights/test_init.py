@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.models.cavmae.state_dict import recognise
 from cavmae_ds.models.common.positions import position_table, refit_columns
-from cavmae_ds.tasks import load_run, validate_run
+from cavmae_ds.tasks import load_run, task_of, validate_run
 from cavmae_ds.weights.init import examine_start, initialise, start_from
 from cavmae_ds.weights.official import save_official
 from cavmae_ds.weights.single_file import save_single_file
@@ -99,16 +100,17 @@ def test_all_keys_of_section_model_that_must_change_are_named_together(tmp_path)
     pretrained, run = run_folder(tmp_path / "pretrained", small_model("pretrain")), tmp_path / "run"
     values = {"data": {"train": "shards"}, "train": {"epochs": 1}, "classifier": {"classes": 5}, "run_dir": run}
     cfg = validate_run(values | {"init": {"from_checkpoint": pretrained}}, "finetune")
+    build = partial(task_of(cfg).build_model, cfg)
     needed = (
         r"set model: \{embed_dim: 48, num_heads: 4, modality_specific_depth: 2, image_size: 64, audio_frames: 96\}, or"
     )
     with pytest.raises(CheckpointError, match=needed):
-        examine_start(cfg)
+        examine_start(cfg.init, cfg.model, run, build)
     fitting = cfg.model_copy(update={"model": SIZES})
-    found = examine_start(fitting)
+    found = examine_start(cfg.init, SIZES, run, partial(task_of(fitting).build_model, fitting))
     assert found and [name for name in found.missing if not name.startswith("mlp_head.")] == []
     run_folder(run, small_model("finetune"))
-    assert examine_start(cfg) is None, "a run with a checkpoint begins with that"
+    assert examine_start(cfg.init, cfg.model, run, build) is None, "a run with a checkpoint begins with that"
 
 
 def test_a_shorter_sound_takes_the_first_columns_and_a_longer_one_must_be_interpolated(official):

@@ -78,7 +78,7 @@ class FinetuneEnd:
         cfg, step = self.cfg, self.numbers.total_steps
         state = AVERAGED if cfg.average.on else EMA if cfg.train.ema_clips else MASTER
         if cfg.average.on and self.world.is_first:
-            write_averaged(cfg)
+            write_averaged(cfg.run_dir, cfg.checkpoint.address)
         if self.clips is None:
             log.info("the run has no validation clips to score what it learnt by: see data.validation")
         elif not from_first_rank(start == step and is_scored(scores_file(*self._weights(state), FINAL_SCORES), step)):
@@ -116,7 +116,7 @@ class FinetuneEnd:
             model = self.build_model()
         model = model.to_empty(device=self.world.device).eval()
         if self.world.is_first:
-            with _newest_checkpoint(cfg) as folder:
+            with _newest_checkpoint(cfg.run_dir, cfg.checkpoint.address) as folder:
                 model.load_state_dict(assemble(folder, read_manifest(folder), state))
         weights, source = model.state_dict(), str(cfg.run_dir)
         copy_from_first_rank(weights.values())
@@ -125,22 +125,25 @@ class FinetuneEnd:
         return LoadedModel(model, kind, cfg.model, self.front_end.inputs, classes, mean, std, source)
 
 
-def write_averaged(cfg: FinetuneConfig) -> None:
-    """The averaged weights of the newest checkpoint, as one file in the run folder. Raises CheckpointError."""
-    with _newest_checkpoint(cfg) as folder:
-        export_weights(folder, cfg.run_dir / AVERAGED_WEIGHTS, AVERAGED)
+def write_averaged(run_dir: Path, address: str) -> None:
+    """The averaged weights of the newest checkpoint, as one file in the run folder. Raises CheckpointError.
+
+    address: checkpoint.address.
+    """
+    with _newest_checkpoint(run_dir, address) as folder:
+        export_weights(folder, run_dir / AVERAGED_WEIGHTS, AVERAGED)
 
 
 @contextmanager
-def _newest_checkpoint(cfg: FinetuneConfig) -> Iterator[Path]:
+def _newest_checkpoint(run_dir: Path, address: str) -> Iterator[Path]:
     """A folder with the files of all ranks. Raises CheckpointError."""
-    newest = whole_checkpoints(cfg.run_dir)[-1]
+    newest = whole_checkpoints(run_dir)[-1]
     manifest = read_manifest(newest)
     if all((newest / name).is_file() for name in manifest.files):
         yield newest
         return
     # Hosts without a common disk have the files of their own ranks; all of them are in the bucket.
-    store, name = open_checkpoints(f"{cfg.checkpoint.address}/{newest.name}")
+    store, name = open_checkpoints(f"{address}/{newest.name}")
     with store.opened(name, manifest, lambda count: None) as folder:
         yield folder
 

@@ -44,7 +44,7 @@ class Finetuning(Task):
         """See Task. Raises ConfigError as well if there are no classes, or fewer than the shards name."""
         family = family_of(cfg.model.family)
         common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
-        names = class_names(cfg) if clips is None else ()
+        names = class_names(cfg.data) if clips is None else ()
         classes = cfg.classifier.classes or len(names)
         if clips is not None and not classes:
             classes = AUDIOSET_CLASSES
@@ -108,6 +108,7 @@ class Finetuning(Task):
     def start(self, world: World, engine: Any) -> None:
         """Build the step, the validation and the final evaluation."""
         # These bring the engine and streaming along, which a dry run spares.
+        from cavmae_ds.data.loading.evaluation import ValidationClips
         from cavmae_ds.tasks.finetune.final_evaluation import FinetuneEnd
         from cavmae_ds.tasks.finetune.step import FinetuneStep
         from cavmae_ds.tasks.finetune.validation import ClassifierValidation
@@ -115,11 +116,13 @@ class Finetuning(Task):
         cfg = self.cfg
         augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
         self.front_end = FrontEnd(self.inputs, world.device, augmentation)
-        self._step = FinetuneStep(cfg, self.plan.classes, engine)
+        self._step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=self.plan.classes)
         plain = FrontEnd(self.inputs, world.device)
         validating = cfg.data.validation or cfg.data.validation_share
-        self._validation = ClassifierValidation(cfg, self.plan, world, engine, plain) if validating else None
-        clips = self._validation.clips if self._validation else None
+        clips = ValidationClips(cfg.data, world, plain) if validating else None
+        self._validation = clips and ClassifierValidation(
+            clips, cfg.evaluate, cfg.loss, self.plan, world, engine, mode=cfg.classifier.mode, run_dir=cfg.run_dir
+        )
         build = partial(self.build_model, cfg, self.plan.classes)
         self._end = FinetuneEnd(cfg, self.plan, world, clips, plain, build)
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from cavmae_ds.atomic_io import written_whole
 from cavmae_ds.data.loading.evaluation import ValidationClips, evaluating, groups_of
 from cavmae_ds.data.transforms.augment import targets
-from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.distributed.collectives import from_all_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.evaluation.classification import Classification, classification_scores, one_hot
-from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.config import ClassificationLossConfig, EvaluateConfig
 from cavmae_ds.tasks.finetune.losses import classification_losses
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
 
@@ -41,24 +40,35 @@ class Validated(NamedTuple):
 
 
 class ClassifierValidation:
-    """The clips to validate on. Built, and called, by all ranks together."""
+    """Loss and scores of the validation clips. Called by all ranks together."""
 
-    def __init__(self, cfg: FinetuneConfig, numbers: FinetunePlan, world: World, engine: Any, front_end: FrontEnd):
-        """Raises DataError if there are no clips (see ValidationClips)."""
-        self._cfg, self._numbers, self._world, self._engine = cfg, numbers, world, engine
-        self.clips = ValidationClips(cfg.data, world, front_end)
-        self._groups = groups_of(self.clips.places, cfg.evaluate.batch)
+    def __init__(
+        self,
+        clips: ValidationClips,
+        cfg: EvaluateConfig,
+        loss: ClassificationLossConfig,
+        numbers: FinetunePlan,
+        world: World,
+        engine: Any,
+        *,
+        mode: str,
+        run_dir: Path,
+    ):
+        """clips: to validate on. loss: of which only the kind counts. mode: classifier.mode."""
+        self._clips, self._cfg, self._loss, self._numbers = clips, cfg, loss, numbers
+        self._world, self._engine, self._mode, self._run_dir = world, engine, mode, run_dir
+        self._groups = groups_of(clips.places, cfg.batch)
 
     def after(self, step: int) -> dict[str, float]:
         """Validate if an epoch ends with this step and it is due, or the run ends: curves, on the first rank only."""
         epoch, inside = divmod(step, self._numbers.steps_per_epoch)
-        if inside or (epoch % self._cfg.evaluate.every_epochs and step < self._numbers.total_steps):
+        if inside or (epoch % self._cfg.every_epochs and step < self._numbers.total_steps):
             return {}
         found = self()
         if found is None:
             return {}
         points = curves(found)
-        note_epoch(self._cfg.run_dir / SCORES, epoch, points, self._cfg.evaluate.metric)
+        note_epoch(self._run_dir / SCORES, epoch, points, self._cfg.metric)
         return {f"validation/{name}": value for name, value in points.items()}
 
     @torch.no_grad()
@@ -67,15 +77,15 @@ class ClassifierValidation:
 
         Raises DataError for a clip that is damaged, or if no clip has a class.
         """
-        cfg, classes = self._cfg, self._numbers.classes
+        classes = self._numbers.classes
         loss, probabilities, labels = 0.0, [torch.zeros(0, classes)], []
         with evaluating(self._engine):
-            for (audio, images, _, batch), counted in self.clips.batches(self._groups):
-                logits = self._engine(audio, images, cfg.classifier.mode).float()
+            for (audio, images, _, batch), counted in self._clips.batches(self._groups):
+                logits = self._engine(audio, images, self._mode).float()
                 if counted:
                     wanted = targets(batch, classes, smoothing=0).to(logits.device)
-                    loss += len(wanted) * classification_losses(logits, wanted, cfg.loss).total.item()
-                    probabilities.append(class_probabilities(logits, cfg.loss.kind).cpu())
+                    loss += len(wanted) * classification_losses(logits, wanted, self._loss).total.item()
+                    probabilities.append(class_probabilities(logits, self._loss.kind).cpu())
                     labels += batch.labels
         found = from_all_ranks((loss, torch.cat(probabilities), labels))
         if not self._world.is_first:

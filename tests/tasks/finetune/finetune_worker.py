@@ -26,7 +26,7 @@ def finetuned(world: World, way: Way) -> dict[str, Any]:
     """Losses [STEPS], means over ranks, and the final parameters on the first rank."""
     cfg, front_end = way.config(), way.front_end()
     engine = build_engine(Finetuning(cfg, way.numbers()), build_model(Finetuning(cfg, way.numbers()), world), world)
-    finetune_step = FinetuneStep(cfg, CLASSES, engine)
+    finetune_step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=CLASSES)
     each, losses = CLIPS // world.size // way.accumulation, []
     for step in range(STEPS):
         firsts = [(part * world.size + world.rank) * each for part in range(way.accumulation)]

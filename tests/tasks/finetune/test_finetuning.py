@@ -195,7 +195,7 @@ def test_one_rank_in_two_micro_batches_learns_the_same_as_two_ranks(undisturbed,
     written = load_file(on_one_rank / AVERAGED_WEIGHTS)
     (on_one_rank / AVERAGED_WEIGHTS).unlink()
     next(whole_checkpoints(on_one_rank)[-1].glob("rank-*")).unlink()
-    write_averaged(load_run(on_one_rank / "config.yaml", "finetune"))
+    write_averaged(on_one_rank, load_run(on_one_rank / "config.yaml", "finetune").checkpoint.address)
     assert_same(load_file(on_one_rank / AVERAGED_WEIGHTS), written)
 
 
