@@ -1,4 +1,4 @@
-"""One clip with one of its frames out of a local shard file: training reads what it decodes and nothing else.
+"""One clip with some of its frames out of a local shard file: training reads what it decodes and nothing else.
 
 A shard file (MDS) holds the number of records n, n + 1 offsets, a description, and the records back to back. A record
 is the sizes of its columns that have no fixed one, then all columns in alphabetical order (spec/data-path.md 5).
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, MDS_COLUMNS
+from cavmae_ds.data.format.schema import FLAC_MAGIC, MDS_COLUMNS, audio_of
 from cavmae_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +34,29 @@ def _fixed_size(encoding: str) -> int | None:
 _FIXED_SIZES = {name: _fixed_size(MDS_COLUMNS[name]) for name in sorted(MDS_COLUMNS)}
 _SIZES = struct.Struct(f"<{list(_FIXED_SIZES.values()).count(None)}I")  # at the head of each record
 _RANGE = struct.Struct("<2I")
-_OFFSETS = struct.Struct(f"<{FRAMES_PER_CLIP + 1}I")
+
+
+class Contents(NamedTuple):
+    """What is known of a record before its sound and its frames are read."""
+
+    n_samples: int
+    frame_times: NDArray[np.float32]  # [F] seconds from clip start
+
+
+class Selection(NamedTuple):
+    """What is read of a record."""
+
+    frames: tuple[int, ...]  # numbers of frames, 0 ... F - 1, in the order in which they are given
+    first_sample: int
+    samples: int  # first_sample + samples <= n_samples
+
+
+Select: TypeAlias = Callable[[Contents], Selection]
+
+
+def all_audio_and(*frames: int) -> Select:
+    """The whole sound and these frames of any record."""
+    return lambda contents: Selection(frames, 0, contents.n_samples)
 
 
 def check_columns(shard: Reader) -> None:
@@ -50,12 +75,13 @@ def shard_path(shard: MDSReader) -> str:
     return os.path.join(shard.dirname, shard.split, shard.raw_data.basename)  # noqa: PTH118  for each clip, so cheaply
 
 
-def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:
-    """Record `row` of a shard file for the functions of data.schema, 0 <= frame < FRAMES_PER_CLIP its only frame.
+def read_clip(path: str, row: int, select: Select) -> dict[str, Any]:
+    """What `select` wants of record `row` of a shard file, for the functions of data.schema; nothing else is read.
 
-    Gives the columns clip_id, audio, n_samples, labels, frames (this frame's JPEG file alone) and frame_offsets
-    (counted from where that file begins). Raises FileNotFoundError when there is no such file, DataError naming it
-    when the record cannot be what it says.
+    Gives the columns clip_id, audio, n_samples, labels, frames and frame_offsets as if the record held the selected
+    samples and frames alone, and frame_numbers, which those frames are. Of FLAC the whole file is read, but only the
+    selected samples are decoded. Raises FileNotFoundError when there is no such file, DataError naming it when the
+    record cannot be what it says.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -72,15 +98,22 @@ def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:
         def columns(first: str, stop: str) -> tuple[bytes, int]:
             return _read(file, starts[stop] - starts[first], starts[first]), starts[first]
 
-        audio = _read(file, sizes["audio"], starts["audio"])
         small, at = columns("clip_id", "frames")
         clip_id = small[: sizes["clip_id"]].decode()
-        offsets = np.array(_OFFSETS.unpack_from(small, starts["frame_offsets"] - at), np.int64)
-        first, stop = offsets[frame : frame + 2].tolist()
-        if not first < stop <= sizes["frames"]:
-            raise ValueError(f"clip {clip_id!r} keeps frame {frame} at bytes {first} to {stop} of {sizes['frames']}")
-        jpeg = _read(file, stop - first, starts["frames"] + first)
+        offsets = np.frombuffer(small, "<u4", sizes["frame_offsets"] // 4, starts["frame_offsets"] - at).tolist()
+        times = np.frombuffer(small, "<f4", sizes["frame_times"] // 4, starts["frame_times"] - at)
         rest, at = columns("labels", "source")
+        n_samples = int.from_bytes(rest[starts["n_samples"] - at :], "little")
+        wanted = select(Contents(n_samples, times))
+        audio = _read_audio(file, starts["audio"], sizes["audio"], clip_id, n_samples, wanted)
+        jpegs = []
+        for frame in wanted.frames:
+            first, stop = offsets[frame : frame + 2]
+            if not first < stop <= sizes["frames"]:
+                raise ValueError(
+                    f"clip {clip_id!r} keeps frame {frame} at bytes {first} to {stop} of {sizes['frames']}"
+                )
+            jpegs.append(_read(file, stop - first, starts["frames"] + first))
     except (ValueError, struct.error) as error:
         raise DataError(
             f"record {row} of shard file {path!r} is damaged ({error}); prepare this data set again"
@@ -90,11 +123,24 @@ def read_clip(path: str, row: int, frame: int) -> dict[str, Any]:
     return {
         "clip_id": clip_id,
         "audio": audio,
-        "n_samples": int.from_bytes(rest[starts["n_samples"] - at :], "little"),
+        "n_samples": wanted.samples,
         "labels": rest[: sizes["labels"]],
-        "frames": jpeg,
-        "frame_offsets": offsets - first,
+        "frames": b"".join(jpegs),
+        "frame_offsets": list(accumulate(map(len, jpegs), initial=0)),
+        "frame_numbers": wanted.frames,
     }
+
+
+def _read_audio(file: int, start: int, size: int, clip_id: str, n_samples: int, wanted: Selection) -> bytes:
+    """The column `audio`: as it is stored if all of it is wanted, otherwise little-endian int16 of the samples."""
+    if wanted.samples == 0:
+        return b""
+    if (wanted.first_sample, wanted.samples) == (0, n_samples):
+        return _read(file, size, start)
+    if size == 2 * n_samples and _read(file, len(FLAC_MAGIC), start) != FLAC_MAGIC:
+        return _read(file, 2 * wanted.samples, start + 2 * wanted.first_sample)
+    stored = {"clip_id": clip_id, "audio": _read(file, size, start), "n_samples": n_samples}
+    return audio_of(stored, wanted.first_sample, wanted.samples).astype("<i2").tobytes()
 
 
 def decode_record(content: bytes) -> dict[str, Any]:

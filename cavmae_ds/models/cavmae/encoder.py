@@ -96,7 +96,8 @@ class Encoder(AudioVisualModule):
         return Picture(audio, self.audio_grid, self.normalisation.audio_mean, self.normalisation.audio_std)
 
     def _sight(self, images: Tensor) -> Picture:
-        return Picture(images, self.image_grid, self.normalisation.image_mean, self.normalisation.image_std)
+        """Images [B, 3, H, W], or frames [B, 1, 3, H, W] as loaders give them."""
+        return Picture(images.squeeze(1), self.image_grid, self.normalisation.image_mean, self.normalisation.image_std)
 
     def _tower(self, letter: Modality, picture: Picture, keep: Tensor | None = None) -> Tensor:
         """The patches with ids keep [B, K], or all, after the blocks of their modality: [B, K, D]."""

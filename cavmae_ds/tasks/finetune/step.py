@@ -28,13 +28,13 @@ class FinetuneStep:
         terms, bad, found = [], [], []
         for ready in micro_batches:
             wanted = targets(ready.batch, self._classes, self._loss.label_smoothing).to(ready.audio.device)
-            logits = self._engine(ready.audio, ready.images, self._mode)
+            logits = self._engine(ready.audio, ready.frames, self._mode)
             losses = classification_losses(logits, wanted, self._loss)
             back_propagate(self._engine, losses.total)
             grad_norm = take_step(self._engine)
             terms.append(torch.stack(losses).detach().double())
             bad += ready.batch.bad
-            ways = {"sound": ready.audio, "frame": ready.images, "logits": logits}
+            ways = {"sound": ready.audio, "frame": ready.frames, "logits": logits}
             found.append(evidence(ready.batch, ways, losses._asdict()))
         means = torch.stack(terms).mean(0)
         return StepOutput(means[0], means, grad_norm, bad, not self._engine.was_step_applied(), found)
