@@ -37,7 +37,7 @@ CHECKPOINT_BYTES = 16
 def check_shared_memory(workers: int, micro_batch: int, inputs: InputSpec) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
     ranks = ranks_of_this_host()
-    needed = memory_needed(ranks, workers, micro_batch, inputs.frame_size)
+    needed = memory_needed(ranks, workers, micro_batch, inputs)
     there = shutil.disk_usage(FOLDER)
     return [shared_memory(there.free, there.total, needed, f"{ranks} x {workers} loader workers")]
 

@@ -16,6 +16,7 @@ from cavmae_ds.checkpoint.locking import locked_run
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config.history import write_config
 from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import check_loading, check_open_files, micro_batches
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
@@ -122,7 +123,7 @@ def open_run(task: Task) -> Iterator[Run]:
         log.info(start_line(cfg.script, cfg.run_dir, numbers, start))
         task.start(world, engine)
         loader = open_loader(
-            cfg.data, world, micro_batch=cfg.train.micro_batch, accumulation=numbers.accumulation,
+            cfg.data, task.inputs, world, micro_batch=cfg.train.micro_batch, accumulation=numbers.accumulation,
             seed=cfg.train.seed, start=start, mixup=task.mixup,
         )  # fmt: skip
         monitor = Monitor(task, world, start, engine, partial(_learning_rate, task), checkpoints.finished)
@@ -143,17 +144,27 @@ def open_run(task: Task) -> Iterator[Run]:
 def check_host(task: Task, world: World) -> None:
     """Before anything is made that is shared or takes long. Raises ConfigError as check_loading does."""
     cfg = task.cfg
-    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, task.inputs.frame_size)
+    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, task.inputs)
 
 
 def open_loader(
-    data: DataConfig, world: World, *, micro_batch: int, accumulation: int, seed: int, start: int, mixup: float
+    data: DataConfig,
+    inputs: InputSpec,
+    world: World,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    seed: int,
+    start: int,
+    mixup: float,
 ) -> DataLoader:
     """This rank's micro-batches from optimizer step `start` on, without end."""
     ranks_per_host = world.size // world.hosts
     shape = EpochShape(world.hosts, ranks_per_host, accumulation, micro_batch)
     host = world.rank // ranks_per_host
-    clips = ClipStream(data, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup)
+    clips = ClipStream(
+        data, inputs, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup
+    )
     return training_loader(clips, data, world.device)
 
 

@@ -133,7 +133,7 @@ def audio_of(sample: Mapping[str, Any], first_sample: int = 0, samples: int | No
                 if len(decoded) == samples:
                     return decoded
     if len(audio) != 2 * expected:
-        raise _damaged(Damage.SOUND, sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
+        raise damaged(Damage.SOUND, sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
     return np.frombuffer(audio, "<i2")[first_sample : first_sample + samples]
 
 
@@ -144,15 +144,25 @@ def _flac(samples: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def frame_count(sample: Mapping[str, Any]) -> int:
+    """F, the frames that the sample holds."""
+    return len(sample["frame_offsets"]) - 1
+
+
+def frame_times_of(sample: Mapping[str, Any]) -> np.ndarray:
+    """When each frame was on screen, s from clip start: float32 [F]."""
+    return sample["frame_times"]
+
+
 def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
     """JPEG file of frame k of those that the sample holds. Raises DataError when the offsets do not fit."""
-    frames = len(sample["frame_offsets"]) - 1
+    frames = frame_count(sample)
     if not 0 <= k < frames:
         raise IndexError(f"frame {k} of a clip of {frames}")
     start, stop = (int(offset) for offset in sample["frame_offsets"][k : k + 2])
     if not start < stop <= len(sample["frames"]):
         where = f"at bytes {start} to {stop} of {len(sample['frames'])}"
-        raise _damaged(Damage.FRAME, sample, f"keeps frame {_number(sample, k)} {where}, which cannot be")
+        raise damaged(Damage.FRAME, sample, f"keeps frame {_number(sample, k)} {where}, which cannot be")
     return sample["frames"][start:stop]
 
 
@@ -179,7 +189,7 @@ def frame_of(sample: Mapping[str, Any], k: int) -> np.ndarray:
         return decode_frame(jpeg)
     except DataError as error:
         what = f"keeps a frame {_number(sample, k)} that does not decode: {error.__cause__}"
-        raise _damaged(Damage.FRAME, sample, what) from error
+        raise damaged(Damage.FRAME, sample, what) from error
 
 
 def _number(sample: Mapping[str, Any], k: int) -> int:
@@ -190,11 +200,11 @@ def _number(sample: Mapping[str, Any], k: int) -> int:
 def labels_of(sample: Mapping[str, Any]) -> np.ndarray:
     """Class ids: int32 [any], maybe none. Raises DataError when the bytes are no whole numbers."""
     if len(sample["labels"]) % 4:
-        raise _damaged(Damage.LABELS, sample, f"has {len(sample['labels'])} bytes of labels, expected a multiple of 4")
+        raise damaged(Damage.LABELS, sample, f"has {len(sample['labels'])} bytes of labels, expected a multiple of 4")
     return np.frombuffer(sample["labels"], "<i4")
 
 
-def _damaged(damage: Damage, sample: Mapping[str, Any], what: str) -> DamagedClip:
+def damaged(damage: Damage, sample: Mapping[str, Any], what: str) -> DamagedClip:
     error = DamagedClip(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
     error.damage = damage
     return error

@@ -115,7 +115,7 @@ class Finetuning(Task):
 
         cfg = self.cfg
         augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
-        self.front_end = FrontEnd(self.inputs, world.device, augmentation)
+        self.front_end = FrontEnd(self.inputs, world.device, augmentation, cfg.train.seed)
         self._step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=self.plan.classes)
         plain = FrontEnd(self.inputs, world.device)
         validating = cfg.data.validation or cfg.data.validation_share
