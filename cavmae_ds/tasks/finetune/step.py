@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from cavmae_ds.data.transforms.augment import targets
 from cavmae_ds.data.transforms.front_end import Ready
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
-from cavmae_ds.tasks.finetune.losses import classification_losses
+from cavmae_ds.tasks.finetune.losses import run_classifier
 from cavmae_ds.tasks.finite_check import evidence
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
@@ -19,16 +18,14 @@ from cavmae_ds.training.engine import back_propagate, take_step
 class FinetuneStep:
     """Built once, then called with the micro-batches of one step after another."""
 
-    def __init__(self, cfg: FinetuneConfig, classes: int, engine: Any):
-        self._cfg, self._classes, self._engine = cfg, classes, engine
+    def __init__(self, cfg: FinetuneConfig, engine: Any):
+        self._cfg, self._engine = cfg, engine
 
     def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's micro-batches."""
         terms, bad, found = [], [], []
         for ready in micro_batches:
-            wanted = targets(ready.batch, self._classes, self._cfg.loss.label_smoothing).to(ready.audio.device)
-            logits = self._engine(ready.audio, ready.images, self._cfg.classifier.mode)
-            losses = classification_losses(logits, wanted, self._cfg.loss)
+            logits, losses = run_classifier(self._engine, self._cfg, ready)
             back_propagate(self._engine, losses.total)
             grad_norm = take_step(self._engine)
             terms.append(torch.stack(losses).detach().double())
