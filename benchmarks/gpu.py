@@ -162,13 +162,13 @@ def steps(batches: Iterable[int], matmul: float) -> Iterator[Job]:
 
 def _step_row(row: Callable[..., Row], clips: int, way: str, matmul: float) -> Iterator[Row]:
     from benchmarks.step import training_step
-    from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-    from cavmae_ds.models.cavmae.flops import training_flops
+    from cavmae_ds.plan.measure import flops_per_clip
+    from cavmae_ds.tasks import validate_run
 
     with training_step(clips, way) as step:
         timing = timed(step, budget_ms=2000, cold=False)
     speed = clips / timing.ms * 1e3
-    share = mfu(speed, training_flops(ModelConfig(), MaskConfig()), matmul / 1e12)
+    share = mfu(speed, flops_per_clip(validate_run({"train": {"epochs": 1}})), matmul / 1e12)
     yield row("both", timing.ms, share=share, peak_mib=timing.peak_mib, clips_per_second=speed)
 
 

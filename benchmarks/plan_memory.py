@@ -23,14 +23,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the launcher starts a file, not a module
 
+
 from cavmae_ds.distributed.collectives import barrier
 from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.models.cavmae.masking import draw_plans
 from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.plan.activations import Activations, activations
-from cavmae_ds.plan.modes import modes_of
-from cavmae_ds.plan.states import bytes_per_value, count
+from cavmae_ds.plan.measure import Measured, measure
+from cavmae_ds.plan.states import bytes_per_value
 from cavmae_ds.tasks import validate_run
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, reconstruction_loss
@@ -86,12 +86,9 @@ def run_of(size: str, precision: str, clips: int, **sections: Any) -> PretrainCo
     return validate_run(values)
 
 
-def predicted(cfg: PretrainConfig) -> Activations:
-    """What the plan says of the run's micro-batch on a CPU."""
-    return activations(
-        cfg.model, cfg.mask, cfg.loss, cfg.train.precision, cfg.train.micro_batch, modes_of(cfg), count(cfg).decoder,
-        on_cuda=False,
-    )  # fmt: skip
+def predicted(cfg: PretrainConfig) -> Measured:
+    """What the plan measures of the run's micro-batch without running it, with the references that a CPU runs."""
+    return measure(cfg, cfg.train.micro_batch, kernels=False)
 
 
 def measured(cfg: PretrainConfig) -> Held:
@@ -219,7 +216,7 @@ def compare(cfg: PretrainConfig) -> tuple[str, int, int]:
     """What is compared, measured and predicted bytes: what forward leaves behind or, with chunks, the peak."""
     found, plan = measured(cfg), predicted(cfg)
     if cfg.model.decoder_chunk:
-        return "peak", found.peak, plan.saved + plan.workspace
+        return "peak", found.peak, plan.peak
     return "after forward", found.after_forward, plan.saved
 
 

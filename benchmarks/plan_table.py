@@ -10,7 +10,6 @@ import typer
 from cavmae_ds.plan.advice import recommend
 from cavmae_ds.plan.hardware import GPUS
 from cavmae_ds.plan.predict import Machine, Planner, Prediction
-from cavmae_ds.plan.report import name_of
 from cavmae_ds.tasks import load_run
 
 BASE = Path(__file__).resolve().parents[1] / "launch" / "recipes" / "base.yaml"
@@ -41,7 +40,7 @@ def _cells(found: Prediction) -> str:
     return " | ".join(
         (
             str(found.stage),
-            name_of(choice.modes),
+            choice.variant.name,
             f"{choice.micro_batch:,}",
             f"{found.largest_micro_batch:,}",
             f"{found.memory.total / GIB:.1f}",

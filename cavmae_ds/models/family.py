@@ -89,8 +89,6 @@ class ModelFamily:
     draw_masks: Callable[..., Any]
     """(model section, mask section, seed, repeat of the clip [B], clip index [B]) -> masks of a batch, for the
     pretraining module; a pure function of these."""
-    flops: Mapping[str, Callable[..., int]]
-    """Task -> FLOPs of forward and backward of a clip, of the model section and the family's section of that task."""
     state_dict: Callable[[], StateDictAdapter]
     """Its weights in and out."""
     head: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -51,18 +51,17 @@ def plan(
     from cavmae_ds.plan.report import document
     from cavmae_ds.plan.tables import tables
     from cavmae_ds.tasks import load_run, task_of
-    from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
-    cfg = cast(PretrainConfig, load_run(run, "pretrain", overrides or []))
+    cfg = load_run(run, "", overrides or [])
     machine = Machine(choose_gpu(gpu, memory_gib, tflops, bandwidth_tbs, link_gbs), gpus, gpus_per_node, mfu)
     if not (clips or cfg.data.train or cfg.data.sources):
         raise ConfigError("how many clips the data set has is unknown: give --clips N, or data.train or data.sources")
     cfg, notes = with_possible_micro_batch(cfg, gpus)
-    steps = task_of(cfg).resolve(cfg, gpus, clips or None).total_steps
-    planner = Planner(cfg, machine)
+    numbers = task_of(cfg).resolve(cfg, gpus, clips or None)
+    planner = Planner(cfg, machine, numbers.head_classes())
     recommended = recommend(planner)
     notes += check_fit(planner, recommended)
-    found = document(planner, recommended, steps, notes)
+    found = document(planner, recommended, numbers.total_steps, notes)
     if as_json:
         echo(json.dumps(found, indent=1))
         return

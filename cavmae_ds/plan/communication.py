@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cavmae_ds.config.ds_config import zero_stage
-from cavmae_ds.plan.contrast import comparison, contrast_traffic
-from cavmae_ds.plan.modes import Modes
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.plan.states import Parameters, bytes_per_value, zero_section
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.task import AcrossClips
 
 REUSE_DISTANCE = 1_000_000_000
 """DeepSpeed's default zero_optimization.stage3_max_reuse_distance: parameters used again so soon stay gathered."""
@@ -26,7 +25,8 @@ class Traffic:
 
     gradients: int
     weights: int
-    contrastive: int
+    across_clips: int
+    """Of a loss that compares clips."""
 
     @property
     def zero(self) -> int:
@@ -34,13 +34,13 @@ class Traffic:
 
 
 def traffic(
-    cfg: PretrainConfig, fragment: dict[str, Any], parameters: Parameters, modes: Modes, ranks: int, micro_batch: int
+    cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, across: AcrossClips, ranks: int
 ) -> Traffic:
     """What a step of the run makes one GPU receive; all zero on one GPU."""
     if ranks == 1:
         return Traffic(0, 0, 0)
     stage, value = zero_stage(fragment), bytes_per_value(cfg.train.precision)
-    micro_batches = cfg.train.global_batch // (ranks * micro_batch)
+    micro_batches = cfg.train.global_batch // (ranks * cfg.train.micro_batch)
     others = (ranks - 1) / ranks
     reductions = micro_batches if stage >= 2 else 1
     gradients = (1 if stage == 3 else 2) * reductions * value * parameters.trainable * others
@@ -50,8 +50,7 @@ def traffic(
         # Gathered for every forward, and anew for its backward unless the model is small enough to stay in between.
         reuse = zero_section(fragment).get("stage3_max_reuse_distance", REUSE_DISTANCE)
         gathers = 1 if 2 * parameters.total <= reuse else 2
-        weights = (gathers + modes.two_pass) * micro_batches * value * parameters.total * others
+        weights = (gathers + across.first_pass) * micro_batches * value * parameters.total * others
     else:
         weights = value * parameters.trainable * others
-    contrastive = contrast_traffic(cfg, comparison(cfg, modes, ranks, micro_batch))
-    return Traffic(int(gradients), int(weights), contrastive)
+    return Traffic(int(gradients), int(weights), across.received)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+import torch
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.plan.activations import Activations, activations, stored_clip_bytes
+from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.models import family_of
 from cavmae_ds.plan.communication import Traffic, traffic
-from cavmae_ds.plan.contrast import comparison, contrast_bytes, contrast_flops
 from cavmae_ds.plan.hardware import Gpu
-from cavmae_ds.plan.modes import Modes, modes_of
+from cavmae_ds.plan.measure import executed_flops, first_pass, flops_per_clip, measured_peak, on_meta_ready, with_values
 from cavmae_ds.plan.speed import Time, step_time
 from cavmae_ds.plan.states import Parameters, States, count, offloads, states
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks import task_of
+from cavmae_ds.tasks.task import AcrossClips, Variant
 
 HEADROOM = 0.1
 """Share of a card left for the CUDA context, NCCL and what the allocator cannot use [E]."""
@@ -45,28 +48,29 @@ class Choice:
 
     ds_config: Path
     micro_batch: int
-    modes: Modes
+    variant: Variant
 
     def overrides(self) -> list[str]:
         """As words for the command line."""
-        switches = [f"ds_config={self.ds_config}", f"train.micro_batch={self.micro_batch}"]
-        switches.append(f"model.decoder_chunk={self.modes.decoder_chunk}")
-        switches.append(f"model.checkpoint_towers={str(self.modes.checkpoint_towers).lower()}")
-        switches.append(f"contrastive.two_pass={str(self.modes.two_pass).lower()}")
-        return switches
+        values = ("ds_config", self.ds_config), ("train.micro_batch", self.micro_batch), *self.variant.values
+        return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU when backward begins, its fullest moment."""
+    """Bytes on one GPU at its fullest moment."""
 
     states: States
-    activations: Activations
-    contrastive: int
+    inputs: int
+    """Of a micro-batch."""
+    activations: int
+    """Whatever forward and backward hold beside the inputs, measured."""
+    across_clips: int
+    """Of a loss that compares clips."""
 
     @property
     def total(self) -> int:
-        return self.states.total + self.activations.total + self.contrastive
+        return self.states.total + self.inputs + self.activations + self.across_clips
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Prediction:
     fits: bool
     largest_micro_batch: int
     """The largest that fits with these switches, whether or not it divides the batch; 0 if none does."""
-    compared_with: int
-    """Clips that each clip is compared with, itself among them; 0 without a contrastive loss."""
+    across_clips: AcrossClips
+    extra_flops: float
+    """What runs a second time, as a share of the FLOPs that MFU is reported against."""
     memory: Memory
     received: Traffic
     time: Time
@@ -92,24 +97,52 @@ class Prediction:
 class Planner:
     """Predicts for one run on one machine."""
 
-    cfg: PretrainConfig
+    cfg: RunConfig
     machine: Machine
+    classes: int = 0
+    """Of a classifier's head."""
     _fragments: dict[Path, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     _states: dict[Path, States] = field(default_factory=dict, compare=False, repr=False)
-    _largest: dict[tuple[Path, Modes], int] = field(default_factory=dict, compare=False, repr=False)
+    _largest: dict[tuple[Path, Variant], int] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def parameters(self) -> Parameters:
-        return count(self.cfg)
+        return count(self.cfg, self.classes)
+
+    @cached_property
+    def flops_per_clip(self) -> float:
+        """What MFU is reported against."""
+        return flops_per_clip(self.cfg, self.classes)
+
+    @cached_property
+    def _clip_bytes(self) -> tuple[int, int]:
+        """Of one clip's inputs on the device, and as the loader gives it."""
+        ready = on_meta_ready(family_of(self.cfg.model.family).inputs(self.cfg.model, self.cfg.task), 1)
+        stored = sum(part.nbytes for part in ready.batch if isinstance(part, torch.Tensor))
+        return ready.audio.nbytes + ready.frames.nbytes, stored
 
     @property
     def clips_per_gpu(self) -> int:
         """Of one optimizer step."""
         return self.cfg.train.global_batch // self.machine.gpus
 
+    def variants(self, clips: int = 0) -> list[Variant]:
+        """What the task offers for so many clips of a GPU and step; by default for all."""
+        return task_of(self.cfg).variants(self.cfg, clips or self.clips_per_gpu)
+
     def configured(self) -> Choice:
         """The run as its file has it."""
-        return Choice(self.cfg.ds_config, self.cfg.train.micro_batch, modes_of(self.cfg))
+        known = self.variants()
+        model, step = (
+            tuple((key, _value(self.cfg, key)) for key, _ in pairs) for pairs in (known[0].model, known[0].step)
+        )
+        name = next((one.name for one in known if (one.model, one.step) == (model, step)), "run file")
+        return Choice(self.cfg.ds_config, self.cfg.train.micro_batch, Variant(name, model, step))
+
+    def run(self, choice: Choice) -> RunConfig:
+        """The run as it would be chosen."""
+        values = ("ds_config", choice.ds_config), ("train.micro_batch", choice.micro_batch), *choice.variant.values
+        return with_values(self.cfg, values)
 
     def fragment(self, path: Path) -> dict[str, Any]:
         """An engine fragment, read once."""
@@ -123,78 +156,79 @@ class Planner:
             self._states[path] = states(self.cfg, self.fragment(path), self.parameters, self.machine.gpus)
         return self._states[path]
 
+    def across_clips(self, choice: Choice) -> AcrossClips:
+        """What a loss that compares clips adds."""
+        return task_of(self.cfg).across_clips(self.run(choice), self.machine.gpus)
+
     def memory(self, choice: Choice) -> Memory:
         """Bytes on one GPU."""
-        cfg, gpus, micro_batch, modes = self.cfg, self.machine.gpus, choice.micro_batch, choice.modes
-        compared = comparison(cfg, modes, gpus, micro_batch)
+        measured = with_values(self.cfg, choice.variant.model)
         return Memory(
             states=self.states(choice.ds_config),
-            activations=activations(
-                cast(ModelConfig, cfg.model),
-                cast(MaskConfig, cfg.mask),
-                cfg.loss,
-                cfg.train.precision,
-                micro_batch,
-                modes,
-                self.parameters.decoder,
-            ),
-            contrastive=contrast_bytes(cfg, compared),
+            inputs=choice.micro_batch * self._clip_bytes[0],
+            activations=math.ceil(measured_peak(measured, choice.micro_batch, self.classes)),
+            across_clips=self.across_clips(choice).held,
         )
 
     def fits(self, choice: Choice) -> bool:
         """Whether the fullest moment leaves the head-room free."""
         return self.memory(choice).total <= self.machine.usable_bytes
 
-    def largest_micro_batch(self, ds_config: Path, modes: Modes) -> int:
+    def largest_micro_batch(self, ds_config: Path, variant: Variant) -> int:
         """The largest that fits, 0 if not even one clip does: memory only grows with the micro-batch."""
-        if (ds_config, modes) not in self._largest:
-            self._largest[ds_config, modes] = self._search(ds_config, modes)
-        return self._largest[ds_config, modes]
+        if (ds_config, variant) not in self._largest:
+            self._largest[ds_config, variant] = self._search(ds_config, variant)
+        return self._largest[ds_config, variant]
 
-    def _search(self, ds_config: Path, modes: Modes) -> int:
-        low, high = 0, 1
-        while high <= LARGEST and self.fits(Choice(ds_config, high, modes)):
+    def _search(self, ds_config: Path, variant: Variant) -> int:
+        low, high = 0, 1 + with_values(self.cfg, variant.model).model.clips_at_once  # fewer cost measurements
+        while high <= LARGEST and self.fits(Choice(ds_config, high, variant)):
             low, high = high, high * 2
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(Choice(ds_config, middle, modes)) else (low, middle)
+            low, high = (middle, high) if self.fits(Choice(ds_config, middle, variant)) else (low, middle)
         return low
 
-    def at_work(self, choice: Choice) -> Modes:
-        """The switches that cost something: with one micro-batch a step, one pass compares all there is."""
-        return replace(choice.modes, two_pass=choice.modes.two_pass and choice.micro_batch < self.clips_per_gpu)
+    def extra_flops(self, choice: Choice) -> float:
+        """Share of the model's FLOPs that a choice runs a second time."""
+        chosen = with_values(self.cfg, choice.variant.model)
+        executed = executed_flops(chosen, self.classes)
+        if self.across_clips(choice).first_pass:
+            executed += first_pass(chosen, self.classes).flops
+        return executed / self.flops_per_clip - 1
 
     def received(self, choice: Choice) -> Traffic:
         """Bytes that a GPU receives in a step."""
-        gpus, micro_batch = self.machine.gpus, choice.micro_batch
         fragment = self.fragment(choice.ds_config)
-        return traffic(self.cfg, fragment, self.parameters, self.at_work(choice), gpus, micro_batch)
+        return traffic(self.run(choice), fragment, self.parameters, self.across_clips(choice), self.machine.gpus)
 
     def time(self, choice: Choice, hidden: float = 0.5, slow: bool = False) -> Time:
         """Seconds of a step; see step_time."""
-        cfg, machine = self.cfg, self.machine
-        compared = comparison(cfg, choice.modes, machine.gpus, choice.micro_batch)
+        machine, flops = self.machine, self.flops_per_clip * (1 + self.extra_flops(choice))
         return step_time(
-            cfg, self.parameters, self.received(choice), contrast_flops(cfg, compared), self.at_work(choice),
+            self.cfg, self.parameters, self.received(choice), flops, self.across_clips(choice).flops,
             offloads(self.fragment(choice.ds_config)), machine.gpu, machine.gpus, machine.per_node, machine.mfu,
             hidden, slow,
         )  # fmt: skip
 
     def predict(self, choice: Choice) -> Prediction:
         """All numbers of one choice, whose micro-batch must divide the clips of a GPU."""
-        cfg, machine, time = self.cfg, self.machine, self.time(choice)
-        compared = comparison(cfg, choice.modes, machine.gpus, choice.micro_batch)
-        memory = self.memory(choice)
-        kept = self.clips_per_gpu * stored_clip_bytes(cast(ModelConfig, cfg.model))
+        machine, time, memory, across = self.machine, self.time(choice), self.memory(choice), self.across_clips(choice)
         return Prediction(
             choice=choice,
             stage=zero_stage(self.fragment(choice.ds_config)),
             fits=memory.total <= machine.usable_bytes,
-            largest_micro_batch=self.largest_micro_batch(choice.ds_config, choice.modes),
-            compared_with=compared.candidates if compared else 0,
+            largest_micro_batch=self.largest_micro_batch(choice.ds_config, choice.variant),
+            across_clips=across,
+            extra_flops=self.extra_flops(choice),
             memory=memory,
             received=self.received(choice),
             time=time,
-            clips_per_second=cfg.train.global_batch / time.step,
-            host_bytes=kept if self.at_work(choice).two_pass else 0,
+            clips_per_second=self.cfg.train.global_batch / time.step,
+            host_bytes=self.clips_per_gpu * self._clip_bytes[1] if across.first_pass else 0,
         )
+
+
+def _value(cfg: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(cfg, section), name)

@@ -7,11 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cavmae_ds.plan.advice import alternatives
-from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.predict import HEADROOM, Planner, Prediction
-from cavmae_ds.plan.speed import ADAM_BYTES, LOSS_SHARE, SLOW_LINKS, efficiency, extra_work, flops_per_clip
+from cavmae_ds.plan.speed import ADAM_BYTES, LOSS_SHARE, SLOW_LINKS, efficiency
 
-VERSION = 1
+VERSION = 2
 """Of the document: raised when a key changes its meaning or goes."""
 SCALES = (8, 16, 32, 64, 128, 256, 512)
 SECONDS_A_DAY = 86_400
@@ -36,7 +35,7 @@ def document(planner: Planner, recommended: Prediction | None, steps: int, notes
         "usable_bytes": machine.usable_bytes,
         "parameters": planner.parameters.total,
         "trainable_parameters": planner.parameters.trainable,
-        "flops_per_clip": flops_per_clip(cfg),
+        "flops_per_clip": planner.flops_per_clip,
         "global_batch": cfg.train.global_batch,
         "precision": cfg.train.precision,
         "steps": steps,
@@ -46,13 +45,6 @@ def document(planner: Planner, recommended: Prediction | None, steps: int, notes
         "weak_scaling": [_scaled(planner, best, gpus) for gpus in SCALES],
         "assumptions": assumptions(planner),
     }
-
-
-def name_of(modes: Modes) -> str:
-    """The switches that are on, in few words."""
-    names = [f"chunk {modes.decoder_chunk}"] if modes.decoder_chunk else []
-    names += ["checkpoint"] * modes.checkpoint_towers + ["two-pass"] * modes.two_pass
-    return " + ".join(names) or "plain"
 
 
 def assumptions(planner: Planner) -> list[str]:
@@ -65,9 +57,9 @@ def assumptions(planner: Planner) -> list[str]:
         f"Memory: {gpu.memory_gib:g} GiB less {HEADROOM:.0%} for CUDA, NCCL and fragmentation [E]; kernels and flash "
         "attention as on CUDA.",
         f"Speed: MFU {machine.mfu:.0%} of {ceiling:g} TFLOP/s, whatever the micro-batch; no wait for data; "
-        f"contrastive products at {LOSS_SHARE:.0%} of that rate [E]; AdamW moves {ADAM_BYTES} bytes a parameter.",
+        f"products across clips at {LOSS_SHARE:.0%} of that rate [E]; AdamW moves {ADAM_BYTES} bytes a parameter.",
         f"Links: a GPU receives {gpu.link_gbs:g} GB/s inside a host of {machine.per_node}, {gpu.network_gbs:g} GB/s "
-        "between hosts; compute hides half of ZeRO's bytes and none of the contrastive exchange [E].",
+        "between hosts; compute hides half of ZeRO's bytes and none of what a loss across clips exchanges [E].",
         f"Weak scaling: clips of a GPU stay as they are, the batch grows; pessimistic is nothing hidden and "
         f"{SLOW_LINKS:.0%} of the rate between hosts; no jitter, no stragglers.",
     ]
@@ -75,24 +67,23 @@ def assumptions(planner: Planner) -> list[str]:
 
 def _row(planner: Planner, prediction: Prediction, steps: int) -> dict[str, Any]:
     choice, memory = prediction.choice, prediction.memory
-    states, held = memory.states, memory.activations
     return {
-        "name": name_of(choice.modes),
+        "name": choice.variant.name,
         "ds_config": str(choice.ds_config),
         "zero_stage": prediction.stage,
         "micro_batch": choice.micro_batch,
-        **asdict(choice.modes),
+        "switches": dict(choice.variant.values),
         "overrides": choice.overrides(),
         "fits": prediction.fits,
         "largest_micro_batch": prediction.largest_micro_batch,
-        "compared_with": prediction.compared_with,
-        "extra_flops": extra_work(planner.cfg, planner.at_work(choice)),
+        "compared_with": prediction.across_clips.candidates,
+        "extra_flops": prediction.extra_flops,
         "bytes": {
-            **{f"states_{name}": value for name, value in asdict(states).items()},
-            **{f"activations_{name}": value for name, value in asdict(held).items()},
-            "states": states.total,
-            "activations": held.total,
-            "contrastive": memory.contrastive,
+            **{f"states_{name}": value for name, value in asdict(memory.states).items()},
+            "states": memory.states.total,
+            "inputs": memory.inputs,
+            "activations": memory.activations,
+            "across_clips": memory.across_clips,
             "total": memory.total,
             "host": prediction.host_bytes,
         },
@@ -107,7 +98,9 @@ def _scaled(planner: Planner, prediction: Prediction, gpus: int) -> dict[str, An
     """The same clips on each of more GPUs: which share of the step is forward and backward."""
     batch = planner.clips_per_gpu * gpus
     train = planner.cfg.train.model_copy(update={"global_batch": batch})
-    wider = Planner(planner.cfg.model_copy(update={"train": train}), replace(planner.machine, gpus=gpus))
+    wider = Planner(
+        planner.cfg.model_copy(update={"train": train}), replace(planner.machine, gpus=gpus), planner.classes
+    )
     shares = {}
     for case, hidden, slow in (("usual", 0.5, False), ("pessimistic", 0.0, True)):
         time = wider.time(prediction.choice, hidden, slow)

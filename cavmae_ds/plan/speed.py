@@ -6,15 +6,11 @@ The weak-scaling model is that of spec/scale.md 3d: efficiency = compute / (comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.cavmae.flops import encoder_flops, features_flops, training_flops
+from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.plan.communication import Traffic
 from cavmae_ds.plan.hardware import Gpu
-from cavmae_ds.plan.modes import Modes
 from cavmae_ds.plan.states import Parameters
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
 
 LOSS_SHARE = 500 / 790
 """Share of the matrix rate that the tiled contrastive loss reaches [E] (spec/scale.md 3b)."""
@@ -31,7 +27,7 @@ class Time:
     """Seconds of one optimizer step on one GPU."""
 
     compute: float
-    """Forward and backward at the stated MFU, with what the modes run twice."""
+    """Forward and backward at the stated MFU, with what runs twice."""
     loss: float
     optimizer: float
     exposed: float
@@ -42,24 +38,12 @@ class Time:
         return self.compute + self.loss + self.optimizer + self.exposed
 
 
-def flops_per_clip(cfg: PretrainConfig) -> int:
-    """FLOPs of forward and backward that MFU is reported against, whatever runs twice."""
-    return training_flops(*_sections(cfg))
-
-
-def extra_work(cfg: PretrainConfig, modes: Modes) -> float:
-    """Share of a plain step's FLOPs that the modes run a second time."""
-    again = modes.two_pass * features_flops(*_sections(cfg))
-    again += modes.checkpoint_towers * encoder_flops(*_sections(cfg))
-    return again / flops_per_clip(cfg)
-
-
 def step_time(
-    cfg: PretrainConfig,
+    cfg: RunConfig,
     parameters: Parameters,
     received: Traffic,
+    flops_per_clip: float,
     loss_flops: int,
-    modes: Modes,
     offloaded: bool,
     gpu: Gpu,
     ranks: int,
@@ -70,18 +54,18 @@ def step_time(
 ) -> Time:
     """One step of cfg.train.global_batch clips.
 
-    hidden: share of ZeRO's communication that compute covers; the contrastive exchange is counted as exposed. slow:
-    links between hosts at SLOW_LINKS of their rate.
+    flops_per_clip: of the model, with what runs twice. hidden: share of ZeRO's communication that compute covers; what
+    a loss across clips exchanges counts as exposed. slow: links between hosts at SLOW_LINKS of their rate.
     """
     rate = gpu.matrix_tflops(cfg.train.precision) * 1e12
     clips = cfg.train.global_batch / ranks
     link = link_rate(gpu, ranks, gpus_per_node) * (SLOW_LINKS if slow and ranks > gpus_per_node else 1)
     memory_rate = HOST_BYTES_PER_SECOND if offloaded else gpu.bandwidth_tbs * 1e12
     return Time(
-        compute=clips * flops_per_clip(cfg) * (1 + extra_work(cfg, modes)) / (mfu * rate),
+        compute=clips * flops_per_clip / (mfu * rate),
         loss=loss_flops / (LOSS_SHARE * rate),
         optimizer=ADAM_BYTES * parameters.trainable / ranks / memory_rate,
-        exposed=((1 - hidden) * received.zero + received.contrastive) / link,
+        exposed=((1 - hidden) * received.zero + received.across_clips) / link,
     )
 
 
@@ -93,7 +77,3 @@ def link_rate(gpu: Gpu, ranks: int, gpus_per_node: int) -> float:
 def efficiency(compute_s: float, loss_s: float, exposed_s: float) -> float:
     """Share of a step that is forward and backward."""
     return compute_s / (compute_s + loss_s + exposed_s)
-
-
-def _sections(cfg: PretrainConfig) -> tuple[ModelConfig, MaskConfig]:
-    return cast(ModelConfig, cfg.model), cast(MaskConfig, cfg.mask)

@@ -7,15 +7,11 @@ DeepSpeed 0.19.8 holds in fact (docs/scaling.md compares the two with measured b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
-
-import torch
+from typing import Any, NamedTuple
 
 from cavmae_ds.config.ds_config import zero_stage
-from cavmae_ds.models.cavmae.config import ModelConfig
-from cavmae_ds.models.cavmae.model import CAVMAE
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.plan.measure import on_meta
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "adam": 2, "lamb": 2, "lars": 1, "lion": 1}
@@ -35,8 +31,6 @@ class Parameters(NamedTuple):
     total: int
     trainable: int
     """Those that some loss of the run reaches; position tables may be fixed."""
-    decoder: int
-    """Trainable ones of the decoder."""
     sizes: tuple[int, ...]
     """Of each tensor."""
 
@@ -68,24 +62,14 @@ def bytes_per_value(precision: str) -> int:
     return 2 if precision == "bf16" else FP32
 
 
-def count(cfg: PretrainConfig) -> Parameters:
-    """The parameters of the run's model; allocates nothing."""
-    return _count(cast(ModelConfig, cfg.model), cfg.loss.mae_weight > 0, cfg.loss.contrastive_weight > 0)
+def count(cfg: RunConfig, classes: int = 0) -> Parameters:
+    """The parameters of the run's model; allocates nothing. classes: of a classifier's head."""
+    parameters = list(on_meta(cfg, classes).parameters())
+    sizes = tuple(p.numel() for p in parameters)
+    return Parameters(sum(sizes), sum(p.numel() for p in parameters if p.requires_grad), sizes)
 
 
-@lru_cache(maxsize=8)  # building the layers, even without memory, takes longer than a whole plan
-def _count(cfg: ModelConfig, mae: bool, contrastive: bool) -> Parameters:
-    with torch.device("meta"):
-        model = CAVMAE(cfg)
-    unused = model.unused_parameters(mae=mae, contrastive=contrastive)
-    named = list(model.named_parameters())
-    trainable = sum(p.numel() for name, p in named if p.requires_grad and name not in unused)
-    decoder = sum(parameter.numel() for parameter in model.decoder_parameters())
-    sizes = tuple(p.numel() for _, p in named)
-    return Parameters(sum(sizes), trainable, decoder, sizes)
-
-
-def states(cfg: PretrainConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
+def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:
     """What each of `ranks` GPUs holds under the engine fragment of the run."""
     stage, zero = zero_stage(fragment), zero_section(fragment)
     value = bytes_per_value(cfg.train.precision)
@@ -123,7 +107,7 @@ def _gradients(stage: int, precision: str, trainable: int, ranks: int) -> int:
     )  # ZeRO-1 in fp32 runs the code of stage 2: reduced as soon as a bucket is full
 
 
-def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: PretrainConfig) -> int:
+def _buckets(stage: int, value: int, zero: dict[str, Any], cfg: RunConfig) -> int:
     if stage == 0 or (stage == 1 and cfg.train.precision == "bf16") or not zero.get("contiguous_gradients", True):
         return 0
     copies = 2 if stage != 3 and zero.get("overlap_comm", False) else 1

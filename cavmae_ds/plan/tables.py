@@ -36,7 +36,7 @@ def tables(plan: dict[str, Any]) -> Iterator[RenderableType]:
 
 def _memory(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
     table = _table(
-        title, "", "micro batch", "weights", "gradients", "optimizer", "EMA", "buckets", "activations", "contrast",
+        title, "", "micro batch", "weights", "gradients", "optimizer", "EMA", "buckets", "activations", "across clips",
         "total", "largest micro batch",
     )  # fmt: skip
     for name, row in rows:
@@ -44,7 +44,7 @@ def _memory(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
         weights = sizes["states_weights"] + sizes["states_gathered"]
         parts = (
             weights, sizes["states_gradients"], sizes["states_optimizer"], sizes["states_average"],
-            sizes["states_buckets"], sizes["activations"], sizes["contrastive"],
+            sizes["states_buckets"], sizes["inputs"] + sizes["activations"], sizes["across_clips"],
         )  # fmt: skip
         total = f"{sizes['total'] / GIB:.2f}" + ("" if row["fits"] else " over")
         table.add_row(
@@ -59,7 +59,7 @@ def _memory(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
 
 def _speed(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
     table = _table(
-        title, "", "ZeRO", "micro batch", "compared with", "extra FLOPs", "ZeRO MB", "contrast MB", "ms a step",
+        title, "", "ZeRO", "micro batch", "compared with", "extra FLOPs", "ZeRO MB", "across clips MB", "ms a step",
         "clips/s", "days (hours)",
     )  # fmt: skip
     for name, row in rows:
@@ -71,7 +71,7 @@ def _speed(rows: list[tuple[str, dict[str, Any]]], title: str) -> Table:
             f"{row['compared_with']:,}",
             f"{row['extra_flops']:.1%}",
             f"{(received['gradients'] + received['weights']) / 1e6:,.0f}",
-            f"{received['contrastive'] / 1e6:,.1f}",
+            f"{received['across_clips'] / 1e6:,.1f}",
             f"{row['seconds_per_step']['step'] * 1e3:,.0f}",
             f"{row['clips_per_second']:,.0f}",
             _duration(row["days"]),

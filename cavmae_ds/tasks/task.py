@@ -55,6 +55,37 @@ class StepOutput(NamedTuple):
     """What Task.figures draws; of the last micro-batch."""
 
 
+class Variant(NamedTuple):
+    """Settings that train the same in other time and memory."""
+
+    name: str
+    model: tuple[tuple[str, Any], ...]
+    """Full keys and values that change what a micro-batch computes and holds."""
+    step: tuple[tuple[str, Any], ...] = ()
+    """Those that change what a step does around its micro-batches."""
+
+    @property
+    def values(self) -> tuple[tuple[str, Any], ...]:
+        """All of them."""
+        return self.model + self.step
+
+
+class AcrossClips(NamedTuple):
+    """What a loss that compares clips adds to an optimizer step of one rank, beside the model."""
+
+    candidates: int = 0
+    """Clips that each clip is compared with, itself among them."""
+    whole: bool = True
+    """Each clip meets all clips of the step that the run wants it to meet."""
+    held: int = 0
+    """Bytes at its fullest moment."""
+    received: int = 0
+    """Bytes from other ranks."""
+    flops: int = 0
+    first_pass: bool = False
+    """Task.first_pass is run on every micro-batch, and its clips stay in host memory."""
+
+
 class Task(ABC):
     """One run: first what it amounts to and which model it trains, then, once `start` was called, its steps."""
 
@@ -102,6 +133,37 @@ class Task(ABC):
     def lr_scale(cls, cfg: Any) -> LrScale:
         """By default all parameters are trained alike."""
         return lambda name: 1.0
+
+    @classmethod
+    @abstractmethod
+    def measured_loss(cls, cfg: Any, model: Any, ready: Ready) -> tuple[Tensor, Any]:
+        """Forward and loss of a micro-batch of one rank as training runs them, for plans: also of meta tensors.
+
+        With the loss comes what training keeps until backward is done.
+        """
+
+    @classmethod
+    def first_pass(cls, cfg: Any, model: Any, ready: Ready) -> Any:
+        """What a step runs on a micro-batch before that, without gradients, where AcrossClips.first_pass."""
+        return None
+
+    @classmethod
+    def variants(cls, cfg: Any, clips: int) -> list[Variant]:
+        """Ways to run a step of `clips` clips a rank, all with the same keys, from the least change to the most.
+
+        The first one runs nothing twice.
+        """
+        savers = cfg.model.memory_savers(cfg.task, 0)
+        return [Variant(name, tuple(values.items())) for name, values in savers]
+
+    @classmethod
+    def across_clips(cls, cfg: Any, ranks: int) -> AcrossClips:
+        """By default no clip meets another."""
+        return AcrossClips()
+
+    @classmethod  # noqa: B027  most losses have no objection
+    def check_accumulation(cls, cfg: Any, accumulation: int) -> None:
+        """Raises ConfigError for a number of micro-batches a step that this run's loss cannot have."""
 
     def weight_means(self, engine: Any, world: World) -> Sequence[RunningMean]:
         """Means of the weights that this task keeps beside train.ema_clips."""

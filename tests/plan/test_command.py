@@ -40,24 +40,23 @@ def test_every_recipe_can_be_planned(recipe, monkeypatch, capsys):
 
 def test_the_document_keeps_its_keys(monkeypatch, capsys):
     plan = json.loads(run(monkeypatch, capsys, BASE, "--clips", "100000", "--gpus", "4", "--json"))
-    assert plan["version"] == 1 and plan["prediction"] is True
+    assert plan["version"] == 2 and plan["prediction"] is True
     assert set(plan) == {
         "version", "prediction", "notes", "gpu", "gpus", "gpus_per_node", "mfu", "usable_bytes", "parameters",
         "trainable_parameters", "flops_per_clip", "global_batch", "precision", "steps", "configured", "alternatives",
         "recommended", "weak_scaling", "assumptions",
     }  # fmt: skip
     assert set(plan["configured"]) == {
-        "name", "ds_config", "zero_stage", "micro_batch", "decoder_chunk", "checkpoint_towers", "two_pass", "overrides",
-        "fits", "largest_micro_batch", "compared_with", "extra_flops", "bytes", "received_bytes_per_step",
+        "name", "ds_config", "zero_stage", "micro_batch", "switches", "overrides", "fits", "largest_micro_batch",
+        "compared_with", "extra_flops", "bytes", "received_bytes_per_step",
         "seconds_per_step", "clips_per_second", "days",
     }  # fmt: skip
     assert set(plan["configured"]["bytes"]) == {
         "states_weights", "states_gathered", "states_gradients", "states_optimizer", "states_average", "states_buckets",
-        "activations_inputs", "activations_towers", "activations_shared", "activations_decoder",
-        "activations_chunk_sums", "activations_workspace", "states", "activations", "contrastive", "total", "host",
+        "states", "inputs", "activations", "across_clips", "total", "host",
     }  # fmt: skip
     sizes = plan["configured"]["bytes"]
-    assert sizes["total"] == sizes["states"] + sizes["activations"] + sizes["contrastive"]
+    assert sizes["total"] == sizes["states"] + sizes["inputs"] + sizes["activations"] + sizes["across_clips"]
 
 
 def test_the_tables_say_that_they_predict_and_what_to_type(monkeypatch, capsys):

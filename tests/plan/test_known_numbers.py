@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.plan.communication import traffic
-from cavmae_ds.plan.contrast import comparison, contrast_flops, contrast_traffic
 from cavmae_ds.plan.hardware import choose_gpu
-from cavmae_ds.plan.modes import Modes
+from cavmae_ds.plan.measure import flops_per_clip, with_values
 from cavmae_ds.plan.predict import Choice, Machine, Planner
-from cavmae_ds.plan.speed import efficiency, extra_work, flops_per_clip
+from cavmae_ds.plan.speed import efficiency
 from cavmae_ds.plan.states import Parameters, count, states
 from cavmae_ds.tasks import validate_run
+from cavmae_ds.tasks.pretrain.comparison import across_clips, comparison
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.task import AcrossClips, Variant
 
-PLAIN = Modes(0, False, False)
+
+def variant(chunk: int = 0, recompute: bool = False, two_pass: bool = False) -> Variant:
+    model = ("model.decoder_chunk", chunk), ("model.checkpoint_towers", recompute)
+    return Variant("", model, (("contrastive.two_pass", two_pass),))
 
 
 def base(**sections) -> PretrainConfig:
@@ -29,13 +33,13 @@ def test_the_base_model_has_the_parameters_and_flops_of_the_official_log():
     position_tables = 708 * (768 + 512)  # fixed
     norms_of_modalities = 4 * 2 * (22 * 768 + 8 * 512)  # which towers and decoder have, and only the shared block uses
     assert parameters.trainable == parameters.total - position_tables - norms_of_modalities
-    assert flops_per_clip(base()) == pytest.approx(233.8e9, rel=3e-3)
+    # 233.8 GFLOP, less the embedding of hidden patches and the prediction of visible ones, which are spared
+    assert flops_per_clip(base()) == pytest.approx(232.9e9, rel=1e-3)
 
 
 def test_parameters_that_no_loss_reaches_have_neither_gradient_nor_optimizer_state():
     without_decoder = count(base(loss={"mae_weight": 0.0, "contrastive_weight": 1.0}))
     assert without_decoder.trainable < count(base()).trainable - 25e6  # the decoder alone is 26 million
-    assert without_decoder.decoder > 25e6
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_parameters_that_no_loss_reaches_have_neither_gradient_nor_optimizer_sta
     [(1, (2, 2 + 4, 12 / 64)), (2, (2, 4 / 64, 12 / 64)), (3, (2 / 64, 4 / 64, 12 / 64))],
 )
 def test_bf16_states_follow_the_zero_paper_but_for_fp32_sums_of_gradients(stage, expected):
-    parameters = Parameters(7_500_000_000, 7_500_000_000, 0, (7_500_000_000,))  # the paper's figure 1
+    parameters = Parameters(7_500_000_000, 7_500_000_000, (7_500_000_000,))  # the paper's figure 1
     held = states(base(), {"zero_optimization": {"stage": stage}}, parameters, 64)
     in_bytes = held.weights, held.gradients, held.optimizer
     assert [part / parameters.total for part in in_bytes] == pytest.approx(expected, rel=1e-6)
@@ -59,10 +63,12 @@ def test_deepspeeds_buckets_outweigh_the_sharded_states_of_the_base_model():
     assert states(base(), small, count(base()), 8).buckets == held.buckets / 10
 
 
-def test_two_passes_cost_13_and_checkpointing_14_percent_of_the_base_models_flops():
-    assert extra_work(base(), Modes(0, False, True)) == pytest.approx(0.133, abs=0.001)
-    assert extra_work(base(), Modes(0, True, False)) == pytest.approx(0.143, abs=0.001)
-    assert extra_work(base(), Modes(128, False, False)) == 0
+def test_two_passes_cost_13_and_checkpointing_10_percent_of_the_base_models_flops():
+    planner = Planner(base(), Machine(choose_gpu("h200"), 1, 8, 0.4))
+    expected = {variant(two_pass=True): 0.132, variant(recompute=True): 0.097, variant(chunk=128): 0.0}
+    for switches, share in expected.items():
+        choice = Choice(Path("ds_configs/zero2.json"), 128, switches)
+        assert planner.extra_flops(choice) == pytest.approx(share, abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -70,19 +76,19 @@ def test_two_passes_cost_13_and_checkpointing_14_percent_of_the_base_models_flop
     [(1, 2 * 1, 1), (2, 2 * 2, 1), (3, 2, 2)],
 )
 def test_zero_moves_what_was_counted(stage, gradients, weights):
-    parameters = Parameters(1_000_000, 1_000_000, 0, (1_000_000,))
+    parameters = Parameters(1_000_000, 1_000_000, (1_000_000,))
     cfg = base(train={"global_batch": 8, "micro_batch": 2, "epochs": 1, "precision": "fp32"})
-    received = traffic(cfg, {"zero_optimization": {"stage": stage}}, parameters, PLAIN, 2, 2)
+    received = traffic(cfg, {"zero_optimization": {"stage": stage}}, parameters, AcrossClips(), 2)
     assert received.gradients == gradients * 4_000_000 / 2  # half of everything is this rank's own
     assert received.weights == weights * 4_000_000 / 2
 
 
 def test_contrastive_bytes_and_flops_are_those_of_one_gathered_side():
     cfg = base(train={"global_batch": 65_536, "micro_batch": 8192, "epochs": 1}, contrastive={"gather_dtype": "bf16"})
-    compared = comparison(cfg, PLAIN, 8, 8192)
-    assert compared is not None and compared.candidates == 65_536
-    assert contrast_traffic(cfg, compared) == pytest.approx(7 / 8 * (101e6 + 201e6), rel=0.01)  # spec/scale.md 3c
-    assert contrast_flops(cfg, compared) / 8192 == pytest.approx(0.40e9, rel=0.02)  # 3b, a clip
+    across = across_clips(cfg, 8)
+    assert across.candidates == 65_536
+    assert across.received == pytest.approx(7 / 8 * (101e6 + 201e6), rel=0.01)  # spec/scale.md 3c
+    assert across.flops / 8192 == pytest.approx(0.40e9, rel=0.02)  # 3b, a clip
 
 
 @pytest.mark.parametrize(
@@ -110,13 +116,13 @@ def test_weak_scaling_is_that_of_the_published_model(clips, gpus, usual, pessimi
 
 def test_the_step_of_the_official_recipe_fits_every_card_and_says_so():
     planner = Planner(base(), Machine(choose_gpu("l40s"), 8, 8, 0.4))
-    choice = Choice(Path("ds_configs/zero2.json"), 32, PLAIN)
+    choice = Choice(Path("ds_configs/zero2.json"), 32, variant())
     assert planner.predict(choice).fits
-    assert planner.largest_micro_batch(choice.ds_config, PLAIN) > 200
+    assert planner.largest_micro_batch(choice.ds_config, choice.variant) > 200
 
 
 def test_a_batch_that_two_passes_see_at_once_is_compared_as_a_whole():
     cfg = base(train={"global_batch": 4096, "micro_batch": 64, "epochs": 1})
-    one_pass, two_passes = (comparison(cfg, modes, 8, 64) for modes in (PLAIN, Modes(0, False, True)))
+    one_pass, two_passes = (comparison(with_values(cfg, [("contrastive.two_pass", both)]), 8) for both in (False, True))
     assert one_pass is not None and (one_pass.candidates, one_pass.per_step) == (512, 8)
     assert two_passes is not None and (two_passes.candidates, two_passes.per_step) == (4096, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from cavmae_ds.config.sections.base import OnResume, Section
 
@@ -17,3 +17,15 @@ class ModelSection(Section):
 
     def check_task(self, task: str) -> None:
         """Raises ValueError where a key of this section is of no use in a run of this task."""
+
+    @property
+    def clips_at_once(self) -> int:
+        """Clips that a part of the model takes at a time, forward and backward; 0: all of a micro-batch."""
+        return 0
+
+    def memory_savers(self, task: str, clips: int) -> list[tuple[str, dict[str, Any]]]:
+        """Names and full keys of ways to hold less in a task, from the least change to the most, with the same keys.
+
+        clips: that a part of the model may take at a time, where it can take some; 0 for all.
+        """
+        return [("plain", {})]

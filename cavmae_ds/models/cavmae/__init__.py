@@ -40,20 +40,6 @@ def draw_masks(*arguments: Any) -> Any:
     return draw_plans(*arguments)
 
 
-def training_flops(model: ModelConfig, mask: MaskConfig) -> int:
-    """See flops.py."""
-    from cavmae_ds.models.cavmae.flops import training_flops
-
-    return training_flops(model, mask)
-
-
-def classifier_flops(model: ModelConfig, classifier: ClassifierConfig) -> int:
-    """See flops.py."""
-    from cavmae_ds.models.cavmae.flops import classifier_flops
-
-    return classifier_flops(model, classifier)
-
-
 def state_dict_adapter() -> StateDictAdapter:
     """See adapter.py."""
     from cavmae_ds.models.cavmae.adapter import CAVMAEStateDict
@@ -87,7 +73,6 @@ FAMILY = ModelFamily(
     build={"pretrain": build_pretraining, "finetune": build_classifier},
     targets=targets,
     draw_masks=draw_masks,
-    flops={"pretrain": training_flops, "finetune": classifier_flops},
     state_dict=state_dict_adapter,
     head="mlp_head.",
     depth=depth,

@@ -104,6 +104,20 @@ class ModelConfig(ModelSection):
             )
 
     @property
+    def clips_at_once(self) -> int:
+        """Of the decoder."""
+        return self.decoder_chunk
+
+    def memory_savers(self, task: str, clips: int) -> list[tuple[str, dict[str, Any]]]:
+        """The decoder in chunks, then the encoder's blocks recomputed as well."""
+        chunks = {"model.decoder_chunk": clips} if task == "pretrain" else {}
+        names = [f"chunk {clips}"] if clips else []
+        return [
+            (" + ".join(names) or "plain", {**chunks, "model.checkpoint_towers": False}),
+            (" + ".join([*names, "checkpoint"]), {**chunks, "model.checkpoint_towers": True}),
+        ]
+
+    @property
     def audio_patches(self) -> int:
         """Patches of one clip's log-mel."""
         return (self.mel_bins // self.patch_size) * (self.audio_frames // self.patch_size)

@@ -5,12 +5,14 @@ B clips, C classes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cavmae_ds.data.transforms.augment import targets
+from cavmae_ds.data.transforms.front_end import Ready
 from cavmae_ds.tasks.finetune.config import ClassificationLossConfig
 
 
@@ -20,6 +22,15 @@ class ClassificationLosses(NamedTuple):
     total: Tensor
     accuracy: Tensor
     """Share of clips whose likeliest class is their (largest) target."""
+
+
+def run_classifier(
+    model: Any, ready: Ready, mode: str, cfg: ClassificationLossConfig
+) -> tuple[Tensor, ClassificationLosses]:
+    """Logits [B, C] of a micro-batch in a mode of the classifier, and their losses."""
+    logits = model(ready.audio, ready.frames, mode)
+    wanted = targets(ready.batch, logits.shape[1], cfg.label_smoothing).to(logits.device)
+    return logits, classification_losses(logits, wanted, cfg)
 
 
 def classification_losses(logits: Tensor, wanted: Tensor, cfg: ClassificationLossConfig) -> ClassificationLosses:

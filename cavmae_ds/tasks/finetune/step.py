@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from cavmae_ds.data.transforms.augment import targets
 from cavmae_ds.data.transforms.front_end import Ready
 from cavmae_ds.tasks.finetune.config import ClassificationLossConfig
-from cavmae_ds.tasks.finetune.losses import classification_losses
+from cavmae_ds.tasks.finetune.losses import run_classifier
 from cavmae_ds.tasks.finite_check import evidence
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
@@ -19,17 +18,15 @@ from cavmae_ds.training.engine import back_propagate, take_step
 class FinetuneStep:
     """Built once, then called with the micro-batches of one step after another."""
 
-    def __init__(self, loss: ClassificationLossConfig, engine: Any, *, mode: str, classes: int):
+    def __init__(self, loss: ClassificationLossConfig, engine: Any, *, mode: str):
         """mode: classifier.mode."""
-        self._loss, self._engine, self._mode, self._classes = loss, engine, mode, classes
+        self._loss, self._engine, self._mode = loss, engine, mode
 
     def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's micro-batches."""
         terms, bad, found = [], [], []
         for ready in micro_batches:
-            wanted = targets(ready.batch, self._classes, self._loss.label_smoothing).to(ready.audio.device)
-            logits = self._engine(ready.audio, ready.frames, self._mode)
-            losses = classification_losses(logits, wanted, self._loss)
+            logits, losses = run_classifier(self._engine, ready, self._mode, self._loss)
             back_propagate(self._engine, losses.total)
             grad_norm = take_step(self._engine)
             terms.append(torch.stack(losses).detach().double())

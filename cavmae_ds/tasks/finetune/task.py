@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cavmae_ds.data.transforms.augment import SoundAugmentation
 from cavmae_ds.data.transforms.front_end import FrontEnd, Ready
@@ -18,10 +17,13 @@ from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
 from cavmae_ds.models import family_of
+from cavmae_ds.plan.measure import flops_per_clip
+from cavmae_ds.plan.states import count
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
+from cavmae_ds.tasks.finetune.losses import run_classifier
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
 from cavmae_ds.tasks.finetune.weight_average import EpochAverage
-from cavmae_ds.tasks.task import LrScale, Metric, StepOutput, Task, freeze_unused
+from cavmae_ds.tasks.task import LrScale, Metric, StepOutput, Task
 from cavmae_ds.training.batch_plan import batch_plan, class_names
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,12 @@ class Finetuning(Task):
                 f"classifier.classes must be at least the {len(names)} classes that the training shards name, got "
                 f"{classes}; leave it out, or prepare the clips with labels if they name none"
             )
-        with torch.device("meta"):
-            model = cls.build_model(cfg, classes)
-        freeze_unused(cls, cfg, model)
-        parameters = list(model.parameters())
+        parameters = count(cfg, classes)
         return FinetunePlan(
             **common,
-            parameters=sum(one.numel() for one in parameters),
-            trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
-            gflop_per_clip=round(family.flops["finetune"](cfg.model, cfg.classifier) / 1e9, 2),
+            parameters=parameters.total,
+            trainable_parameters=parameters.trainable,
+            gflop_per_clip=round(flops_per_clip(cfg, classes) / 1e9, 2),
             classes=classes,
             class_names=names,
         )
@@ -82,6 +81,12 @@ class Finetuning(Task):
             head = family_of(cfg.model.family).head
             unused |= {name for name, _ in model.named_parameters() if not name.startswith(head)}
         return unused
+
+    @classmethod
+    def measured_loss(cls, cfg: FinetuneConfig, model: Any, ready: Ready) -> tuple[Tensor, Any]:
+        """See Task."""
+        logits, losses = run_classifier(model, ready, cfg.classifier.mode, cfg.loss)
+        return losses.total, logits
 
     @classmethod
     def lr_scale(cls, cfg: FinetuneConfig) -> LrScale:
@@ -116,7 +121,7 @@ class Finetuning(Task):
         cfg = self.cfg
         augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
         self.front_end = FrontEnd(self.inputs, world.device, augmentation, cfg.train.seed)
-        self._step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=self.plan.classes)
+        self._step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode)
         plain = FrontEnd(self.inputs, world.device)
         validating = cfg.data.validation or cfg.data.validation_share
         clips = ValidationClips(cfg.data, world, plain) if validating else None

@@ -9,7 +9,6 @@ from cavmae_ds.tasks.run_plan import RunPlan
 
 @dataclass(frozen=True)
 class PretrainPlan(RunPlan):
-    """What a pretraining run amounts to. Memory figures are estimates."""
+    """What a pretraining run amounts to. `cavmae plan` predicts the rest of its memory."""
 
     states_gib_per_rank: float
-    activations_gib_per_rank: float

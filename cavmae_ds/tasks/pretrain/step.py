@@ -24,7 +24,8 @@ from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks.finite_check import Evidence, evidence
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.contrastive import Negatives
-from cavmae_ds.tasks.pretrain.losses import pretrain_losses, reconstruction_loss, term_names
+from cavmae_ds.tasks.pretrain.forward import run_model
+from cavmae_ds.tasks.pretrain.losses import pretrain_losses, term_names
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
 
@@ -46,11 +47,9 @@ class TrainingStep:
     def __init__(self, cfg: PretrainConfig, accumulation: int, world: World, engine: Any, front_end: FrontEnd):
         """accumulation: micro-batches that the engine takes for one step."""
         self._cfg, self._accumulation, self._engine, self._front_end = cfg, accumulation, engine, front_end
-        family = family_of(cfg.model.family)
-        self._terms = term_names(family.targets(cfg.model), cfg.contrastive.direction)
-        self._draw_masks = family.draw_masks
+        targets = family_of(cfg.model.family).targets(cfg.model)
+        self._terms = term_names(targets, cfg.contrastive.direction)
         self._negatives = Negatives(cfg.contrastive, world, accumulation)
-        self._decoder_loss = partial(reconstruction_loss, cfg=cfg.loss)
 
     def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's G micro-batches."""
@@ -65,7 +64,7 @@ class TrainingStep:
         kept, pooled = [], []  # clips stay as the loader gave them, in host memory: 0.5 MB each
         with torch.no_grad():
             for ready in micro_batches:
-                output = self._forward(ready, mae=False)
+                output = run_model(self._engine, self._cfg, ready, mae=False)
                 pooled.append((output.audio_pooled, output.image_pooled))
                 kept.append(ready.batch)
         contrast, pulls = self._compare(*(torch.cat(side) for side in zip(*pooled, strict=True)))
@@ -79,7 +78,8 @@ class TrainingStep:
 
         Returns nothing that backward needed: the graph and all ranks' rows would stay through the next forward.
         """
-        output = self._forward(ready, on_pooled=None if pull else self._negatives.start)
+        on_pooled = None if pull else self._negatives.start
+        output = run_model(self._engine, self._cfg, ready, on_pooled=on_pooled)
         if output.started:
             contrast = self._negatives.finish(output.started)
         losses = pretrain_losses(output, contrast, self._cfg.loss)
@@ -101,18 +101,6 @@ class TrainingStep:
         gradients = (side.chunk(self._accumulation) for side in torch.autograd.grad(loss, features))
         pulls = [partial(_pull, audio, image) for audio, image in zip(*gradients, strict=True)]
         return contrast._replace(loss=contrast.loss.detach()), pulls
-
-    def _forward(self, ready: Ready, mae: bool = True, on_pooled: Callable | None = None) -> PretrainOutput:
-        weights = self._cfg.loss
-        return self._engine(
-            ready.audio,
-            ready.frames,
-            self._draw_masks(self._cfg.model, self._cfg.mask, self._cfg.train.seed, *ready.keys),
-            mae=mae and weights.mae_weight > 0,
-            contrastive=weights.contrastive_weight > 0,
-            on_pooled=on_pooled,
-            decoder_loss=self._decoder_loss,
-        )
 
     def _backward(self, loss: Tensor) -> Tensor | float:
         """One micro-batch's gradients, and after the last one the step; the norm counts only then."""

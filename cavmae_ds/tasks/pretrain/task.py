@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cavmae_ds.config.ds_config import read_fragment
 from cavmae_ds.config.sections.augment import AugmentConfig
@@ -15,16 +15,20 @@ from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.models import family_of
-from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.plan.activations import activations
-from cavmae_ds.plan.modes import modes_of
+from cavmae_ds.models.common.output import PretrainOutput
+from cavmae_ds.plan.measure import flops_per_clip
 from cavmae_ds.plan.states import count, states
+from cavmae_ds.tasks.pretrain.comparison import across_clips
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import term_names
+from cavmae_ds.tasks.pretrain.forward import run_model
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, term_names
 from cavmae_ds.tasks.pretrain.plan import PretrainPlan
-from cavmae_ds.tasks.task import Metric, StepOutput, Task
+from cavmae_ds.tasks.task import AcrossClips, Metric, StepOutput, Task, Variant
 from cavmae_ds.training.batch_plan import batch_plan
 
+CHUNK = 128
+"""Clips that a decoder takes at a time in plans: enough work for a GPU [E]."""
+TWO_PASS = "contrastive.two_pass"
 PROGRESS = {"total": "loss {:.4f}", "in_batch_accuracy": "in-batch {:.0%}"}
 """Name of a term of the losses -> how the progress line shows it."""
 
@@ -42,25 +46,15 @@ class Pretraining(Task):
         """See Task. Raises ConfigError as well if parts of the batch that are compared reach over micro-batches."""
         family = family_of(cfg.model.family)
         common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
-        accumulation, chunks = common["accumulation"], cfg.contrastive.chunks
-        if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
-            raise ConfigError(
-                f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a "
-                "step, or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
-            )
+        cls.check_accumulation(cfg, common["accumulation"])
         parameters = count(cfg)
         held = states(cfg, read_fragment(cfg), parameters, ranks)
-        saved = activations(
-            cast(ModelConfig, cfg.model), cast(MaskConfig, cfg.mask), cfg.loss, cfg.train.precision,
-            cfg.train.micro_batch, modes_of(cfg), parameters.decoder,
-        )  # fmt: skip
         return PretrainPlan(
             **common,
             parameters=parameters.total,
             trainable_parameters=parameters.trainable,
-            gflop_per_clip=round(family.flops["pretrain"](cfg.model, cfg.mask) / 1e9, 2),
+            gflop_per_clip=round(flops_per_clip(cfg) / 1e9, 2),
             states_gib_per_rank=round(held.total / 2**30, 3),
-            activations_gib_per_rank=round(saved.total / 2**30, 3),
         )
 
     @classmethod
@@ -73,6 +67,43 @@ class Pretraining(Task):
     def unused_parameters(cls, cfg: PretrainConfig, model: Any) -> set[str]:
         """Those of a loss whose weight is 0."""
         return model.unused_parameters(mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0)
+
+    @classmethod
+    def measured_loss(cls, cfg: PretrainConfig, model: Any, ready: Ready) -> tuple[Tensor, Any]:
+        """See Task; clips are compared within the micro-batch."""
+        output = run_model(model, cfg, ready)
+        contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
+        return pretrain_losses(output, contrast, cfg.loss).total, output
+
+    @classmethod
+    def first_pass(cls, cfg: PretrainConfig, model: Any, ready: Ready) -> PretrainOutput:
+        """The features of a step in two passes."""
+        return run_model(model, cfg, ready, mae=False)
+
+    @classmethod
+    def variants(cls, cfg: PretrainConfig, clips: int) -> list[Variant]:
+        """Less memory for the model, then two passes as well."""
+        savers, compares = cfg.model.memory_savers, cfg.loss.contrastive_weight > 0
+        lean = savers(cfg.task, min(CHUNK, clips) if cfg.loss.mae_weight else 0)
+        ways = [(name, values, False) for name, values in savers(cfg.task, 0)[:1] + lean]
+        ways += [(f"{name} + two-pass".removeprefix("plain + "), values, True) for name, values in lean if compares]
+        variants = [Variant(name, tuple(values.items()), ((TWO_PASS, both),)) for name, values, both in ways]
+        return list(dict.fromkeys(variants))
+
+    @classmethod
+    def across_clips(cls, cfg: PretrainConfig, ranks: int) -> AcrossClips:
+        """Of the contrastive loss."""
+        return across_clips(cfg, ranks)
+
+    @classmethod
+    def check_accumulation(cls, cfg: PretrainConfig, accumulation: int) -> None:
+        """Raises ConfigError if parts of the batch that are compared reach over micro-batches."""
+        chunks = cfg.contrastive.chunks
+        if chunks and chunks % accumulation and not cfg.contrastive.two_pass:
+            raise ConfigError(
+                f"contrastive.negatives chunk={chunks} must be a multiple of the {accumulation} micro-batches of a "
+                "step, or its parts reach over several; choose a larger train.micro_batch or contrastive.two_pass: true"
+            )
 
     def start(self, world: World, engine: Any) -> None:
         """Build the step and the validation."""

@@ -1,7 +1,6 @@
-"""Floating-point operations of CAV-MAE per clip, and the stacks of blocks that they come from, from its config alone.
+"""By hand, FLOPs of CAV-MAE, a multiply-add as 2; norms, softmax and GELU do not count (spec/scale.md 2).
 
-A multiply-add counts as 2; norms, GELU and softmax are left out. Source: spec/scale.md 2, whose base model
-takes 78.07 GFLOP forward and 233.8 GFLOP forward and backward.
+The base model takes 78.07 GFLOP forward and 233.8 GFLOP forward and backward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bytes that grow with the micro-batch: what each op of the model saves for backward.
+"""By hand, bytes of CAV-MAE that grow with the micro-batch: what each op of the model saves for backward.
 
 One clip's tokens are counted in each stack of blocks; a block saves BLOCK_SAVES of them. Two kinds of op differ between
 the references (CPU) and the kernels (CUDA): see `on_cuda`. Checked against torch's own saved tensors on the CPU.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
-from cavmae_ds.models.cavmae.flops import Stack, block_stacks
 from cavmae_ds.models.cavmae.masking import audio_grid, image_grid
-from cavmae_ds.plan.modes import Modes
+from cavmae_ds.models.cavmae.model import CAVMAE
 from cavmae_ds.plan.states import FP32, bytes_per_value
-from cavmae_ds.tasks.pretrain.config import LossConfig
+from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from tests.plan.formulas_flops import Stack, block_stacks
 
 INT64 = 8
 
@@ -58,32 +60,23 @@ class Activations:
         return self.inputs + self.saved + self.workspace
 
 
-def activations(
-    model: ModelConfig,
-    mask: MaskConfig,
-    loss: LossConfig,
-    precision: str,
-    clips: int,
-    modes: Modes,
-    decoder_parameters: int = 0,
-    on_cuda: bool = True,
-) -> Activations:
+def activations(cfg: PretrainConfig, clips: int, on_cuda: bool = True) -> Activations:
     """What a micro-batch of so many clips saves for backward.
 
-    decoder_parameters: the trained ones, whose gradients a decoder in chunks keeps apart (Parameters.decoder).
     on_cuda=False counts as the CPU's references do: statistics of norms in the run's precision, the decoder's input
     saved once more, errors of the prediction in fp32.
     """
+    model, mask, loss, precision = cfg.model, cfg.mask, cfg.loss, cfg.train.precision
     value = bytes_per_value(precision)
     statistic = FP32 if on_cuda else value
     stacks, mae, contrastive = block_stacks(model, mask), loss.mae_weight > 0, loss.contrastive_weight > 0
     block = {name: _block(stack, model.mlp_ratio, value, statistic) for name, stack in stacks._asdict().items()}
-    in_decoder = (min(modes.decoder_chunk, clips) or clips) if mae else 0
+    in_decoder = (min(model.decoder_chunk, clips) or clips) if mae else 0
 
     def stack_bytes(name: str) -> int:
         """A stack of the encoder: all that its blocks save, or only their inputs."""
         stack: Stack = getattr(stacks, name)
-        return stack.depth * (stack.tokens * stack.width * value if modes.checkpoint_towers else block[name])
+        return stack.depth * (stack.tokens * stack.width * value if model.checkpoint_towers else block[name])
 
     visible = _visible_values(model, stacks.audio_tower.tokens, stacks.image_tower.tokens) * value
     towers = visible + stack_bytes("audio_tower") + stack_bytes("image_tower")
@@ -100,11 +93,11 @@ def activations(
     in_flight = (model.mlp_ratio + 2) * value  # gradients of a block's widest op, of its input and of its output
     for_decoder = int(in_flight * in_decoder * stacks.decoder.tokens * model.decoder_embed_dim)
     for_encoder = int(in_flight * clips * stacks.joint.tokens * model.embed_dim)
-    if modes.checkpoint_towers:
+    if model.checkpoint_towers:
         for_encoder = max(for_encoder, clips * max(block[name] for name in stacks._fields if name != "decoder"))
     chunk_sums = 0
-    if mae and modes.decoder_chunk:
-        chunk_sums = clips * stacks.joint.tokens * model.embed_dim * value + decoder_parameters * (FP32 + value)
+    if mae and model.decoder_chunk:
+        chunk_sums = clips * stacks.joint.tokens * model.embed_dim * value + decoder_parameters(model) * (FP32 + value)
     return Activations(
         inputs=clips * input_bytes(model),
         towers=clips * towers,
@@ -121,9 +114,10 @@ def input_bytes(model: ModelConfig) -> int:
     return model.audio_frames * model.mel_bins * FP32 + 3 * model.image_size**2 + 2 * patches * INT64
 
 
-def stored_clip_bytes(model: ModelConfig) -> int:
-    """One clip as the loader gives it: int16 sound at 16 kHz, 10 ms a frame of the log-mel, and a uint8 frame."""
-    return model.audio_frames * 160 * 2 + 3 * model.image_size**2
+def decoder_parameters(model: ModelConfig) -> int:
+    """Trained ones, whose gradients a decoder in chunks keeps apart."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CAVMAE(model).decoder_parameters())
 
 
 def _block(stack: Stack, mlp_ratio: float, value: int, statistic: int) -> int:
