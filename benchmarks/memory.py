@@ -113,7 +113,7 @@ def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass
     from cavmae_ds.tasks import validate_run
     from cavmae_ds.tasks.pretrain.plan import PretrainPlan
     from cavmae_ds.tasks.pretrain.step import TrainingStep
-    from cavmae_ds.tasks.pretrain.task import Pretraining
+    from cavmae_ds.tasks.pretrain.task import Pretraining, masked_forward
     from cavmae_ds.training.engine import build_engine
 
     cfg = validate_run(
@@ -128,7 +128,8 @@ def _training_step(model: dict[str, int], clips: int, micro_batch: int, two_pass
     numbers = PretrainPlan(**({field.name: 0 for field in fields(PretrainPlan)} | known))  # type: ignore[arg-type]
     engine = build_engine(Pretraining(cfg, numbers), CAVMAE(cfg.model), world)
     front_end = FrontEnd(inputs(cfg.model), world.device)
-    return TrainingStep(cfg, numbers.accumulation, world, engine, front_end), front_end, cfg.model
+    step = TrainingStep(masked_forward(cfg), cfg.contrastive, numbers.accumulation, world, engine, front_end)
+    return step, front_end, cfg.model
 
 
 def _clips(cfg: Any, first: int, count: int) -> Any:

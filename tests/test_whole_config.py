@@ -21,23 +21,14 @@ MAY_TAKE_IT = {
     "train_cli.py": {"_show"},
     # A task is made from its run file; these make one, or ask one for a model or numbers.
     "tasks/__init__.py": {"task_of"},
-    "tasks/task.py": {
-        "Task.__init__", "Task.resolve", "Task.build_model", "Task.unused_parameters", "Task.lr_scale", "freeze_unused",
-    },
-    "tasks/finetune/task.py": {
-        "Finetuning.__init__", "Finetuning.resolve", "Finetuning.build_model", "Finetuning.unused_parameters",
-        "Finetuning.lr_scale",
-    },
+    "tasks/pretrain/comparison.py": {"across_clips", "comparison", "_whole"},
     "tasks/finetune/final_evaluation.py": {"FinetuneEnd.cfg"},
     "doctor/examine.py": {"Asked.cfg"},
     "doctor/space.py": {"parameters"},
-    # What each task's resolve begins with.
-    "config/ds_config.py": {"read_fragment"},
-    "training/batch_plan.py": {"batch_plan"},
 }  # fmt: skip
 """File -> functions with a parameter, and classes with a field, that is a whole run config."""
-FOLDERS = ("plan/", "tasks/pretrain/")
-"""Where any function may take it."""
+FOLDERS = ("plan/", "tasks/task.py", "tasks/pretrain/task.py", "tasks/finetune/task.py")
+"""Where any function may take it: tasks are made from run files, and a plan is of a whole run."""
 
 
 def takers(source: str) -> set[str]:

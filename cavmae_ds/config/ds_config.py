@@ -10,7 +10,6 @@ from typing import Any
 from pydantic_core import from_json
 
 from cavmae_ds.atomic_io import read_text
-from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError, DataError, shortened
 
 RUN_OWNS = {
@@ -57,9 +56,9 @@ LAYOUTS: dict[str, tuple[str | int, ...]] = {
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def read_fragment(config: RunConfig) -> dict[str, Any]:
+def read_fragment(ds_config: Path, precision: str) -> dict[str, Any]:
     """The engine fragment of a run. Raises ConfigError: missing, not JSON, owned or unknown key, ZeRO stage."""
-    path = find_fragment(config.ds_config)
+    path = find_fragment(ds_config)
     try:
         fragment = from_json(read_text(path))
     except DataError as error:
@@ -77,7 +76,7 @@ def read_fragment(config: RunConfig) -> dict[str, Any]:
             near = difflib.get_close_matches(key, MECHANICS | RUN_OWNS.keys(), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(MECHANICS))}"
             raise ConfigError(f"unknown key {shortened(key)!r} in ds_config {str(path)!r}, {hint}")
-    if zero_stage(fragment, path) == 0 and config.train.precision == "bf16":
+    if zero_stage(fragment, path) == 0 and precision == "bf16":
         # DeepSpeed would sum micro-batches and ranks in bf16 there, and refuses to do it in fp32.
         raise ConfigError(
             f"train.precision bf16 needs ZeRO stage 1, 2 or 3, got stage 0 in ds_config {str(path)!r}; "

@@ -147,7 +147,7 @@ class Planner:
     def fragment(self, path: Path) -> dict[str, Any]:
         """An engine fragment, read once."""
         if path not in self._fragments:
-            self._fragments[path] = read_fragment(self.cfg.model_copy(update={"ds_config": path}))
+            self._fragments[path] = read_fragment(path, self.cfg.train.precision)
         return self._fragments[path]
 
     def states(self, path: Path) -> States:

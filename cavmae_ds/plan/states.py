@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cavmae_ds.config.ds_config import zero_stage
 from cavmae_ds.config.sections.run import RunConfig
-from cavmae_ds.plan.measure import on_meta
+from cavmae_ds.plan.measure import flops_per_clip, on_meta
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "adam": 2, "lamb": 2, "lars": 1, "lion": 1}
@@ -67,6 +67,16 @@ def count(cfg: RunConfig, classes: int = 0) -> Parameters:
     parameters = list(on_meta(cfg, classes).parameters())
     sizes = tuple(p.numel() for p in parameters)
     return Parameters(sum(sizes), sum(p.numel() for p in parameters if p.requires_grad), sizes)
+
+
+def model_numbers(cfg: RunConfig, classes: int = 0) -> dict[str, Any]:
+    """Fields of RunPlan that say what the model is. classes: of a classifier's head."""
+    parameters = count(cfg, classes)
+    return {
+        "parameters": parameters.total,
+        "trainable_parameters": parameters.trainable,
+        "gflop_per_clip": round(flops_per_clip(cfg, classes) / 1e9, 2),
+    }
 
 
 def states(cfg: RunConfig, fragment: dict[str, Any], parameters: Parameters, ranks: int) -> States:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
 from cavmae_ds.config.sections.data import DataConfig
-from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.config.sections.training import OptimConfig, TrainConfig
 from cavmae_ds.data.format.fingerprint import fingerprint
 from cavmae_ds.data.format.shards import check_shards, read_manifest
 from cavmae_ds.data.input_spec import InputSpec
@@ -24,39 +25,42 @@ class _Clips(NamedTuple):
     fingerprints: tuple[str, ...] = ()
 
 
-def batch_plan(cfg: RunConfig, inputs: InputSpec, ranks: int, clips: int | None) -> dict[str, Any]:
+def batch_plan(
+    inputs: InputSpec, ranks: int, clips: int | None, *, train: TrainConfig, optim: OptimConfig, data: DataConfig,
+    ds_config: Path,
+) -> dict[str, Any]:  # fmt: skip
     """Fields of RunPlan, but for those of the model. clips: of the data set, where there are no shards to ask.
 
     Raises ConfigError (batch not divisible, nothing to train on, DeepSpeed config) and DataError (no shards, wrong
     frame size, fewer clips than a step takes).
     """
-    per_step = cfg.train.micro_batch * ranks
-    if cfg.train.global_batch % per_step:
-        below = cfg.train.global_batch - cfg.train.global_batch % per_step
+    per_step = train.micro_batch * ranks
+    if train.global_batch % per_step:
+        below = train.global_batch - train.global_batch % per_step
         near = f"{below} or {below + per_step}" if below else f"{per_step}"
-        per_rank, rest = divmod(cfg.train.global_batch, ranks)
-        smaller = max((n for n in range(1, cfg.train.micro_batch) if per_rank % n == 0), default=0)
+        per_rank, rest = divmod(train.global_batch, ranks)
+        smaller = max((n for n in range(1, train.micro_batch) if per_rank % n == 0), default=0)
         raise ConfigError(
-            f"train.global_batch must be a multiple of train.micro_batch x ranks = {cfg.train.micro_batch} x {ranks} = "
-            f"{per_step}, got {cfg.train.global_batch}; {near} would fit"
+            f"train.global_batch must be a multiple of train.micro_batch x ranks = {train.micro_batch} x {ranks} = "
+            f"{per_step}, got {train.global_batch}; {near} would fit"
             + (f", or train.micro_batch: {smaller}" if smaller and not rest else "")
         )
-    accumulation = cfg.train.global_batch // per_step
-    fragment = read_fragment(cfg)
-    counted = _count_clips(cfg.data, inputs) if clips is None else _Clips((clips,), clips, 0)
-    in_epoch = steps_per_epoch(counted.epoch, cfg.data.canonical_nodes, cfg.train.global_batch)
+    accumulation = train.global_batch // per_step
+    fragment = read_fragment(ds_config, train.precision)
+    counted = _count_clips(data, inputs) if clips is None else _Clips((clips,), clips, 0)
+    in_epoch = steps_per_epoch(counted.epoch, data.canonical_nodes, train.global_batch)
     if not in_epoch:
-        addresses = ", ".join(repr(source.remote) for source in cfg.data.all_sources) or "the data set"
+        addresses = ", ".join(repr(source.remote) for source in data.all_sources) or "the data set"
         raise DataError(
             f"an epoch of {addresses} has {counted.epoch} clips, fewer than train.global_batch = "
-            f"{cfg.train.global_batch}; lower it or prepare more clips"
+            f"{train.global_batch}; lower it or prepare more clips"
         )
-    total_steps = cfg.train.steps or (cfg.train.epochs or 0) * in_epoch
-    total_clips = total_steps * cfg.train.global_batch
-    warmup_steps = cfg.optim.warmup_steps(cfg.train.global_batch)
+    total_steps = train.steps or (train.epochs or 0) * in_epoch
+    total_clips = total_steps * train.global_batch
+    warmup_steps = optim.warmup_steps(train.global_batch)
     if warmup_steps >= total_steps:
         raise ConfigError(
-            f"optim.warmup_clips must leave steps after the warm-up, got {cfg.optim.warmup_clips} in a run of "
+            f"optim.warmup_clips must leave steps after the warm-up, got {optim.warmup_clips} in a run of "
             f"{total_clips} clips ({total_steps} steps); lower it or train for longer"
         )
     return {
@@ -65,13 +69,13 @@ def batch_plan(cfg: RunConfig, inputs: InputSpec, ranks: int, clips: int | None)
         "clips_by_source": counted.by_source,
         "epoch_clips": counted.epoch,
         "held_out_clips": counted.held_out,
-        "global_batch": cfg.train.global_batch,
+        "global_batch": train.global_batch,
         "accumulation": accumulation,
         "steps_per_epoch": in_epoch,
         "total_steps": total_steps,
         "total_clips": total_clips,
         "zero_stage": zero_stage(fragment),
-        "peak_learning_rate": cfg.optim.peak_learning_rate(cfg.train.global_batch),
+        "peak_learning_rate": optim.peak_learning_rate(train.global_batch),
         "warmup_steps": warmup_steps,
         "fingerprints": counted.fingerprints,
     }

@@ -50,7 +50,9 @@ def build_model(task: Task, world: World) -> Any:
 
     cfg = task.cfg
     torch.manual_seed(cfg.train.seed)
-    config = engine_config(read_fragment(cfg), cfg.train, task.plan.accumulation, cfg.optim.clip_grad_norm)
+    config = engine_config(
+        read_fragment(cfg.ds_config, cfg.train.precision), cfg.train, task.plan.accumulation, cfg.optim.clip_grad_norm
+    )
     model: Any
     write = partial(write_shard, rank=world.rank)
     if zero_stage(config) < 3:
@@ -79,7 +81,9 @@ def build_engine(task: Task, model: Any, world: World) -> Any:
     engine, *_ = deepspeed.initialize(
         model=model.to(world.device),
         optimizer=optimizer,
-        config=engine_config(read_fragment(cfg), cfg.train, numbers.accumulation, cfg.optim.clip_grad_norm),
+        config=engine_config(
+            read_fragment(cfg.ds_config, cfg.train.precision), cfg.train, numbers.accumulation, cfg.optim.clip_grad_norm
+        ),
         lr_scheduler=lambda built: LambdaLR(built, share),
         dist_init_required=False,
     )

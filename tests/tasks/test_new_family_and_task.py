@@ -17,34 +17,29 @@ from tests.ranks import fork_ranks, fork_script
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = Path(__file__).resolve().parents[1] / "registered.py"
-RUN = """\
-run_dir: {folder}/run
-ds_config: ds_configs/zero2.json
-data: {{train: {shards}, workers: 1, validation_share: 0.2}}
-optim: {{learning_rate: 1.0e-3, schedule: constant}}
-train: {{global_batch: 8, micro_batch: 2, steps: 4, precision: fp32}}
-checkpoint: {{every_steps: 2}}
-"""
-TOY = """\
-model: {family: toy, frame_size: 64}
-monitor: {log_every: 1, pictures_every: 4, validate_every: 2, probe_every: 4, validate_batch: 4}
-"""
-ALIGN = """\
-task: align
-monitor: {log_every: 1, pictures_every: 0}
-"""
-SMALL_CAVMAE = """\
-model: {embed_dim: 16, num_heads: 2, modality_specific_depth: 1, shared_depth: 1, decoder_embed_dim: 16,
-  decoder_depth: 1, decoder_num_heads: 2, image_size: 64, audio_frames: 64}
-"""
+TESTS = Path(__file__).resolve().parents[1]
+PROGRAMS, TOY, ALIGN = (TESTS / name for name in ("registered.py", "models/toy/run.yaml", "tasks/align/run.yaml"))
+SMALL = (
+    "embed_dim=16", "num_heads=2", "modality_specific_depth=1", "shared_depth=1", "decoder_embed_dim=16",
+    "decoder_depth=1", "decoder_num_heads=2", "image_size=64", "audio_frames=64",
+)  # fmt: skip
 
 
-def train(run_file: Path, scratch: Path) -> str:
+def train(run_file: Path, shards: Path, run_dir: Path, *overrides: str) -> str:
     """Two ranks under ZeRO-2; what they print."""
-    finished = fork_ranks(2, PROGRAMS, "train", str(run_file), scratch=scratch)
+    finished = fork_ranks(
+        2, PROGRAMS, "train", str(run_file), f"data.train={shards}", f"run_dir={run_dir}", *overrides,
+        scratch=run_dir.parent,
+    )  # fmt: skip
     assert finished.returncode == 0, finished.stdout
     return finished.stdout
+
+
+def resumed(run_file: Path, shards: Path, run_dir: Path, folder: Path, *overrides: str) -> dict[str, dict[int, float]]:
+    """The curves of a run that goes on in another folder from its checkpoint of step 2."""
+    shutil.copytree(run_dir / "checkpoints" / "step-00000002", folder / "run" / "checkpoints" / "step-00000002")
+    assert "resumed from step 2" in train(run_file, shards, folder / "run", *overrides)
+    return read_curves(folder / "run")
 
 
 def command(*arguments: object) -> str:
@@ -56,10 +51,9 @@ def command(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def toy_run(tiny_shards, tmp_path_factory) -> Path:
-    """The folder of a finished pretraining of the toy family, its run file beside it."""
+    """The folder of a finished pretraining of the toy family."""
     folder = tmp_path_factory.mktemp("toy")
-    (folder / "run.yaml").write_text(RUN.format(folder=folder, shards=tiny_shards) + TOY)
-    train(folder / "run.yaml", folder)
+    train(TOY, tiny_shards, folder / "run")
     return folder / "run"
 
 
@@ -75,24 +69,16 @@ def test_it_pretrains_with_curves_of_its_own_targets_validation_probe_and_pictur
         assert curves["loss/total"][step] == pytest.approx(audio + video + 0.01 * contrastive, rel=1e-5)
 
 
-def resumed(run_dir: Path, folder: Path) -> dict[str, dict[int, float]]:
-    """The curves of a run that goes on in another folder from the checkpoint of step 2."""
-    shutil.copytree(run_dir / "checkpoints" / "step-00000002", folder / "run" / "checkpoints" / "step-00000002")
-    run_file = run_dir.with_name("run.yaml").read_text().replace(str(run_dir.parent), str(folder))
-    (folder / "run.yaml").write_text(run_file)
-    assert "resumed from step 2" in train(folder / "run.yaml", folder)
-    return read_curves(folder / "run")
-
-
-def test_it_resumes_with_the_curves_it_had(toy_run, tmp_path):
-    before, after = read_curves(toy_run), resumed(toy_run, tmp_path)
+def test_it_resumes_with_the_curves_it_had(toy_run, tiny_shards, tmp_path):
+    before, after = read_curves(toy_run), resumed(TOY, tiny_shards, toy_run, tmp_path)
     for name in ("loss/total", "loss/mae_video", "validation/total"):
         assert after[name] == {step: value for step, value in before[name].items() if step > 2}  # bit by bit
 
 
-def test_it_is_planned(toy_run):
-    printed = command("plan", toy_run.with_name("run.yaml"), "--gpus", 8, "--gpu", "h200")
-    assert "GiB" in printed
+@pytest.mark.parametrize("run_file", [TOY, ALIGN], ids=["toy", "align"])
+def test_it_is_planned(run_file):
+    planned = json.loads(command("plan", run_file, "--gpus", 2, "--clips", 96, "--json"))
+    assert planned["configured"]["bytes"]["activations"] > 0 and planned["flops_per_clip"] > 0
 
 
 def test_it_is_evaluated_drawn_and_exported(toy_run, tiny_shards, tmp_path):
@@ -114,14 +100,14 @@ def test_it_embeds_a_video(toy_run, tiny_shards, monkeypatch):
     assert torch.isfinite(embedding.image).all()
 
 
-@pytest.mark.parametrize("model", [TOY.partition("\n")[0] + "\n", SMALL_CAVMAE], ids=["toy", "cavmae"])
+@pytest.mark.parametrize(
+    "model", [("model.family=toy", "model.frame_size=64"), [f"model.{size}" for size in SMALL]], ids=["toy", "cavmae"]
+)
 def test_a_new_task_trains_either_family_and_resumes(model, tiny_shards, tmp_path):
-    folder = tmp_path / "whole"
-    folder.mkdir()
-    (folder / "run.yaml").write_text(RUN.format(folder=folder, shards=tiny_shards) + ALIGN + model)
-    train(folder / "run.yaml", folder)
-    curves = read_curves(folder / "run")
+    train(ALIGN, tiny_shards, tmp_path / "whole" / "run", *model)
+    curves = read_curves(tmp_path / "whole" / "run")
     assert list(curves["align/cosine"]) == [1, 2, 3, 4]
     assert curves["loss/total"] == {s: pytest.approx(1 - c, abs=1e-6) for s, c in curves["align/cosine"].items()}
     assert curves["align/cosine"][4] > curves["align/cosine"][1]
-    assert resumed(folder / "run", tmp_path)["loss/total"] == {s: curves["loss/total"][s] for s in (3, 4)}
+    after = resumed(ALIGN, tiny_shards, tmp_path / "whole" / "run", tmp_path, *model)
+    assert after["loss/total"] == {step: curves["loss/total"][step] for step in (3, 4)}

@@ -28,7 +28,7 @@ from cavmae_ds.tasks.finetune.step import FinetuneStep
 from cavmae_ds.tasks.finetune.task import Finetuning
 from cavmae_ds.tasks.finite_check import Evidence
 from cavmae_ds.tasks.pretrain.step import TrainingStep
-from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.pretrain.task import Pretraining, masked_forward
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.ema import WeightAverage
 from cavmae_ds.training.engine import back_propagate, build_engine, build_model, take_step
@@ -135,7 +135,7 @@ def pretraining(world: World, cell: Cell) -> dict[str, bool]:
 
     def build() -> tuple[Any, Take]:
         engine = build_engine(Pretraining(cfg, steps), build_model(Pretraining(cfg, steps), world), world)
-        training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
+        training_step = TrainingStep(masked_forward(cfg), cfg.contrastive, cell.accumulation, world, engine, front_end)
         return engine, lambda step: training_step(ahead(rank_clips(step, world, cell.accumulation), front_end))
 
     return compare(world, build, str(WRONG_CLIP))

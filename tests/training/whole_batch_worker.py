@@ -18,7 +18,7 @@ from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.tasks.pretrain.losses import term_names
 from cavmae_ds.tasks.pretrain.step import TrainingStep
-from cavmae_ds.tasks.pretrain.task import Pretraining
+from cavmae_ds.tasks.pretrain.task import Pretraining, masked_forward
 from cavmae_ds.training.engine import build_engine, build_model
 from tests.training.compared import compare_everywhere
 from tests.training.gathered import full_weights
@@ -32,7 +32,7 @@ def train(world: World, cell: Cell) -> dict[str, Any]:
     cfg = cell.config()
     engine = build_engine(Pretraining(cfg, cell.numbers()), build_model(Pretraining(cfg, cell.numbers()), world), world)
     front_end = FrontEnd(inputs(cfg.model), world.device)
-    training_step = TrainingStep(cfg, cell.accumulation, world, engine, front_end)
+    training_step = TrainingStep(masked_forward(cfg), cfg.contrastive, cell.accumulation, world, engine, front_end)
     losses, norms = [], []
     each = CLIPS // world.size // cell.accumulation
     for step in range(STEPS):

@@ -17,8 +17,7 @@ from cavmae_ds.distributed.running_mean import RunningMean
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
 from cavmae_ds.models import family_of
-from cavmae_ds.plan.measure import flops_per_clip
-from cavmae_ds.plan.states import count
+from cavmae_ds.plan.states import model_numbers
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.losses import run_classifier
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
@@ -44,8 +43,10 @@ class Finetuning(Task):
     @classmethod
     def resolve(cls, cfg: FinetuneConfig, ranks: int, clips: int | None = None) -> FinetunePlan:
         """See Task. Raises ConfigError as well if there are no classes, or fewer than the shards name."""
-        family = family_of(cfg.model.family)
-        common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
+        common = batch_plan(
+            family_of(cfg.model.family).inputs(cfg.model, cfg.task), ranks, clips,
+            train=cfg.train, optim=cfg.optim, data=cfg.data, ds_config=cfg.ds_config,
+        )  # fmt: skip
         names = class_names(cfg.data) if clips is None else ()
         classes = cfg.classifier.classes or len(names)
         if clips is not None and not classes:
@@ -56,12 +57,9 @@ class Finetuning(Task):
                 f"classifier.classes must be at least the {len(names)} classes that the training shards name, got "
                 f"{classes}; leave it out, or prepare the clips with labels if they name none"
             )
-        parameters = count(cfg, classes)
         return FinetunePlan(
             **common,
-            parameters=parameters.total,
-            trainable_parameters=parameters.trainable,
-            gflop_per_clip=round(flops_per_clip(cfg, classes) / 1e9, 2),
+            **model_numbers(cfg, classes),
             classes=classes,
             class_names=names,
         )

@@ -19,13 +19,12 @@ from cavmae_ds.data.format.clips import BadClip
 from cavmae_ds.data.transforms.front_end import FrontEnd, Ready, ahead
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.kernels.contrastive import Contrast
-from cavmae_ds.models import family_of
 from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.tasks.finite_check import Evidence, evidence
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
+from cavmae_ds.tasks.pretrain.config import ContrastiveConfig
 from cavmae_ds.tasks.pretrain.contrastive import Negatives
-from cavmae_ds.tasks.pretrain.forward import run_model
-from cavmae_ds.tasks.pretrain.losses import pretrain_losses, term_names
+from cavmae_ds.tasks.pretrain.forward import MaskedForward
+from cavmae_ds.tasks.pretrain.losses import pretrain_losses
 from cavmae_ds.tasks.task import StepOutput
 from cavmae_ds.training.engine import back_propagate, take_step
 
@@ -44,18 +43,20 @@ class _Trained(NamedTuple):
 class TrainingStep:
     """Built once, then called with the micro-batches of one step after another."""
 
-    def __init__(self, cfg: PretrainConfig, accumulation: int, world: World, engine: Any, front_end: FrontEnd):
+    def __init__(
+        self, forward: MaskedForward, contrastive: ContrastiveConfig, accumulation: int, world: World, engine: Any,
+        front_end: FrontEnd,
+    ):  # fmt: skip
         """accumulation: micro-batches that the engine takes for one step."""
-        self._cfg, self._accumulation, self._engine, self._front_end = cfg, accumulation, engine, front_end
-        targets = family_of(cfg.model.family).targets(cfg.model)
-        self._terms = term_names(targets, cfg.contrastive.direction)
-        self._negatives = Negatives(cfg.contrastive, world, accumulation)
+        self._forward, self._accumulation, self._engine, self._front_end = forward, accumulation, engine, front_end
+        # Of a single micro-batch all clips are compared in one pass.
+        self._in_two_passes = contrastive.two_pass and accumulation > 1
+        self._terms = forward.terms(contrastive.direction)
+        self._negatives = Negatives(contrastive, world, accumulation)
 
     def __call__(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """One optimizer step of this rank's G micro-batches."""
-        # Of a single micro-batch all clips are compared in one pass.
-        two_pass = self._cfg.contrastive.two_pass and self._accumulation > 1
-        return self._two_pass(micro_batches) if two_pass else self._plain(micro_batches)
+        return self._two_pass(micro_batches) if self._in_two_passes else self._plain(micro_batches)
 
     def _plain(self, micro_batches: Iterable[Ready]) -> StepOutput:
         return _done(self._train(ready) for ready in micro_batches)
@@ -64,7 +65,7 @@ class TrainingStep:
         kept, pooled = [], []  # clips stay as the loader gave them, in host memory: 0.5 MB each
         with torch.no_grad():
             for ready in micro_batches:
-                output = run_model(self._engine, self._cfg, ready, mae=False)
+                output = self._forward(self._engine, ready, mae=False)
                 pooled.append((output.audio_pooled, output.image_pooled))
                 kept.append(ready.batch)
         contrast, pulls = self._compare(*(torch.cat(side) for side in zip(*pooled, strict=True)))
@@ -78,11 +79,10 @@ class TrainingStep:
 
         Returns nothing that backward needed: the graph and all ranks' rows would stay through the next forward.
         """
-        on_pooled = None if pull else self._negatives.start
-        output = run_model(self._engine, self._cfg, ready, on_pooled=on_pooled)
+        output = self._forward(self._engine, ready, on_pooled=None if pull else self._negatives.start)
         if output.started:
             contrast = self._negatives.finish(output.started)
-        losses = pretrain_losses(output, contrast, self._cfg.loss)
+        losses = pretrain_losses(output, contrast, self._forward.loss)
         grad_norm = self._backward(losses.total + pull(output) if pull else losses.total)
         terms = losses.terms()
         found = evidence(ready.batch, _ways(ready, output), terms)
@@ -97,7 +97,7 @@ class TrainingStep:
         features = audio.requires_grad_(), image.requires_grad_()
         contrast = self._negatives.finish(self._negatives.start(*features))
         # times G, for the engine divides by it what each of G micro-batches back-propagates
-        loss = self._cfg.loss.contrastive_weight * self._accumulation * contrast.loss
+        loss = self._forward.loss.contrastive_weight * self._accumulation * contrast.loss
         gradients = (side.chunk(self._accumulation) for side in torch.autograd.grad(loss, features))
         pulls = [partial(_pull, audio, image) for audio, image in zip(*gradients, strict=True)]
         return contrast._replace(loss=contrast.loss.detach()), pulls

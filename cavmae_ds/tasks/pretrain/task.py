@@ -16,12 +16,11 @@ from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import ConfigError
 from cavmae_ds.models import family_of
 from cavmae_ds.models.common.output import PretrainOutput
-from cavmae_ds.plan.measure import flops_per_clip
-from cavmae_ds.plan.states import count, states
+from cavmae_ds.plan.states import count, model_numbers, states
 from cavmae_ds.tasks.pretrain.comparison import across_clips
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.forward import run_model
-from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, term_names
+from cavmae_ds.tasks.pretrain.forward import MaskedForward
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses
 from cavmae_ds.tasks.pretrain.plan import PretrainPlan
 from cavmae_ds.tasks.task import AcrossClips, Metric, StepOutput, Task, Variant
 from cavmae_ds.training.batch_plan import batch_plan
@@ -38,22 +37,21 @@ class Pretraining(Task):
 
     def __init__(self, cfg: PretrainConfig, plan: PretrainPlan):
         super().__init__(cfg, plan)
-        names = term_names(self.family.targets(cfg.model), cfg.contrastive.direction)
+        names = masked_forward(cfg).terms(cfg.contrastive.direction)
         self.metrics = tuple(Metric(_curve(name), PROGRESS.get(name, "")) for name in names)
 
     @classmethod
     def resolve(cls, cfg: PretrainConfig, ranks: int, clips: int | None = None) -> PretrainPlan:
         """See Task. Raises ConfigError as well if parts of the batch that are compared reach over micro-batches."""
-        family = family_of(cfg.model.family)
-        common = batch_plan(cfg, family.inputs(cfg.model, cfg.task), ranks, clips)
+        common = batch_plan(
+            family_of(cfg.model.family).inputs(cfg.model, cfg.task), ranks, clips,
+            train=cfg.train, optim=cfg.optim, data=cfg.data, ds_config=cfg.ds_config,
+        )  # fmt: skip
         cls.check_accumulation(cfg, common["accumulation"])
-        parameters = count(cfg)
-        held = states(cfg, read_fragment(cfg), parameters, ranks)
+        held = states(cfg, read_fragment(cfg.ds_config, cfg.train.precision), count(cfg), ranks)
         return PretrainPlan(
             **common,
-            parameters=parameters.total,
-            trainable_parameters=parameters.trainable,
-            gflop_per_clip=round(flops_per_clip(cfg) / 1e9, 2),
+            **model_numbers(cfg),
             states_gib_per_rank=round(held.total / 2**30, 3),
         )
 
@@ -71,14 +69,14 @@ class Pretraining(Task):
     @classmethod
     def measured_loss(cls, cfg: PretrainConfig, model: Any, ready: Ready) -> tuple[Tensor, Any]:
         """See Task; clips are compared within the micro-batch."""
-        output = run_model(model, cfg, ready)
+        output = masked_forward(cfg)(model, ready)
         contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
         return pretrain_losses(output, contrast, cfg.loss).total, output
 
     @classmethod
     def first_pass(cls, cfg: PretrainConfig, model: Any, ready: Ready) -> PretrainOutput:
         """The features of a step in two passes."""
-        return run_model(model, cfg, ready, mae=False)
+        return masked_forward(cfg)(model, ready, mae=False)
 
     @classmethod
     def variants(cls, cfg: PretrainConfig, clips: int) -> list[Variant]:
@@ -108,6 +106,7 @@ class Pretraining(Task):
     def start(self, world: World, engine: Any) -> None:
         """Build the step and the validation."""
         # These bring the engine and streaming along, which a dry run and a plan spare.
+        from cavmae_ds.data.loading.evaluation import ValidationClips
         from cavmae_ds.tasks.pretrain.step import TrainingStep
         from cavmae_ds.tasks.pretrain.validation import Validation
 
@@ -115,9 +114,15 @@ class Pretraining(Task):
         plain = FrontEnd(self.inputs, world.device)
         noise = _noise(cfg) if cfg.augment.noise else None
         self.front_end = FrontEnd(self.inputs, world.device, noise, cfg.train.seed)
-        self._step = TrainingStep(cfg, self.plan.accumulation, world, engine, self.front_end)
+        forward = masked_forward(cfg)
+        self._step = TrainingStep(forward, cfg.contrastive, self.plan.accumulation, world, engine, self.front_end)
         validating = cfg.monitor.validate_every or cfg.monitor.probe_every
-        self._validation = Validation(cfg, self.plan.total_steps, world, engine, plain) if validating else None
+        self._validation = None
+        if validating:
+            clips = ValidationClips(cfg.data, world, plain)
+            self._validation = Validation(
+                clips, forward, cfg.contrastive, cfg.monitor, self.plan.total_steps, world, engine
+            )
 
     def training_step(self, micro_batches: Iterable[Ready]) -> StepOutput:
         """See TrainingStep."""
@@ -143,6 +148,11 @@ class Pretraining(Task):
             "cavmae evaluate {run_dir} --data {data}",
             "cavmae inpaint {run_dir} --data {data} --out {run_dir}/inpainted.png",
         )
+
+
+def masked_forward(cfg: PretrainConfig) -> MaskedForward:
+    """The forward pass of a run."""
+    return MaskedForward(cfg.model, cfg.mask, cfg.loss, cfg.train.seed)
 
 
 def _curve(term: str) -> str:

@@ -12,38 +12,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cavmae_ds.config.sections.training import MonitorConfig
 from cavmae_ds.data.format.spread import spread
 from cavmae_ds.data.loading.evaluation import ValidationClips, evaluating, groups_of
-from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.distributed.collectives import from_all_ranks, sum_over_ranks
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.errors import DataError
 from cavmae_ds.evaluation.retrieval import Retrieval, retrieval_scores
-from cavmae_ds.models import family_of
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
-from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses, term_names
+from cavmae_ds.tasks.pretrain.config import ContrastiveConfig
+from cavmae_ds.tasks.pretrain.forward import MaskedForward
+from cavmae_ds.tasks.pretrain.losses import contrast_within, pretrain_losses
 
 
 class Validation:
     """The clips to validate on. Built, and called, by all ranks together."""
 
-    def __init__(self, cfg: PretrainConfig, total_steps: int, world: World, engine: Any, front_end: FrontEnd):
-        """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
-        self._cfg, self._world, self._engine, self._total_steps = cfg, world, engine, total_steps
-        self._clips = ValidationClips(cfg.data, world, front_end)
-        places = self._clips.places
-        self._groups = groups_of(places, cfg.monitor.validate_batch)
-        if cfg.monitor.probe_every and len(places) < 2:
+    def __init__(
+        self, clips: ValidationClips, forward: MaskedForward, contrastive: ContrastiveConfig, monitor: MonitorConfig,
+        total_steps: int, world: World, engine: Any,
+    ):  # fmt: skip
+        """Raises DataError for too few clips to search among."""
+        self._clips, self._forward, self._contrastive, self._monitor = clips, forward, contrastive, monitor
+        self._world, self._engine, self._total_steps = world, engine, total_steps
+        places = clips.places
+        self._groups = groups_of(places, monitor.validate_batch)
+        if monitor.probe_every and len(places) < 2:
             raise DataError("monitor.probe_every needs at least 2 clips to search among, got 1; hold out more")
-        pool = min(len(places), cfg.monitor.probe_clips)  # from all over the clips: neighbours may be alike
-        self._pool = groups_of(places[spread(pool, len(places))], cfg.monitor.validate_batch)
+        pool = min(len(places), monitor.probe_clips)  # from all over the clips: neighbours may be alike
+        self._pool = groups_of(places[spread(pool, len(places))], monitor.validate_batch)
 
     def after(self, step: int) -> dict[str, float]:
         """Validate and probe if it is due after this step: curves, the probe's on the first rank only."""
         points = {}
-        if self._due(step, self._cfg.monitor.validate_every):
+        if self._due(step, self._monitor.validate_every):
             points = {f"validation/{name}": value.item() for name, value in self().items()}
-        if self._due(step, self._cfg.monitor.probe_every):
+        if self._due(step, self._monitor.probe_every):
             scores = self.retrieval()
             points |= probe_curves(scores) if scores else {}
         return points
@@ -54,20 +57,16 @@ class Validation:
 
         Raises DataError for a clip that is damaged.
         """
-        cfg, family = self._cfg, family_of(self._cfg.model.family)
-        names = term_names(family.targets(cfg.model), cfg.contrastive.direction)
+        names, loss = self._forward.terms(self._contrastive.direction), self._forward.loss
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self._world.device)
         with evaluating(self._engine):
-            for (audio, images, keys, batch), counted in self._clips.batches(self._groups):
-                plans = family.draw_masks(cfg.model, cfg.mask, cfg.train.seed, *keys)
-                output = self._engine(
-                    audio, images, plans, mae=cfg.loss.mae_weight > 0, contrastive=cfg.loss.contrastive_weight > 0
-                )
-                contrast = contrast_within(output, cfg.contrastive) if cfg.loss.contrastive_weight else None
-                losses = pretrain_losses(output, contrast, cfg.loss).terms()
+            for ready, counted in self._clips.batches(self._groups):
+                output = self._forward(self._engine, ready)
+                contrast = contrast_within(output, self._contrastive) if loss.contrastive_weight else None
+                losses = pretrain_losses(output, contrast, loss).terms()
                 if counted:
                     terms = [*(losses[name].double() for name in names), sums.new_ones(())]
-                    sums += len(batch.clip_index) * torch.stack(terms)
+                    sums += len(ready.batch.clip_index) * torch.stack(terms)
         sums = sum_over_ranks(sums)
         return dict(zip(names, sums[:-1] / sums[-1], strict=True))
 

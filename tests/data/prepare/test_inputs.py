@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from cavmae_ds.config.ds_config import read_fragment
-from cavmae_ds.config.sections.training import TrainConfig
 from cavmae_ds.data.official.importing import Classes, find_official, read_label_csv
 from cavmae_ds.data.prepare.inputs import find_inputs
 from cavmae_ds.errors import DataError, UserError
-from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.terminal import read_lines
 
 
@@ -101,9 +99,7 @@ def test_a_text_file_in_another_encoding_is_refused_by_name(tmp_path, encoding, 
         "official.csv": partial(read_label_csv, tmp_path / "official.csv"),
         "official.json": partial(find_official, tmp_path / "official.json", classes),
         "weights.csv": partial(find_official, clip, classes, tmp_path / "weights.csv"),
-        "engine.json": partial(
-            read_fragment, PretrainConfig(ds_config=str(tmp_path / "engine.json"), train=TrainConfig(steps=1))
-        ),
+        "engine.json": partial(read_fragment, tmp_path / "engine.json", "fp32"),
     }
 
     for name, reader in readers.items():

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cavmae_ds.config.sections.base import Section
+from cavmae_ds.config.sections.base import OnResume, Section
 from cavmae_ds.config.sections.model import ModelSection
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.transforms.normalise import Normalisation
@@ -41,6 +41,8 @@ class ToyConfig(ModelSection):
 
 
 class ToyMask(Section):
+    on_resume: ClassVar[OnResume] = OnResume.LEARNT
+
     audio_ratio: float = 0.75
     image_ratio: float = 0.75
 
@@ -127,7 +129,11 @@ FAMILY = ModelFamily(
     config=ToyConfig,
     sections={"pretrain": {"mask": (ToyMask, ToyMask())}},
     inputs=lambda model, task: InputSpec(
-        model.audio_frames, MEL_BINS, model.frame_size, frames=model.frames, frame_spacing_seconds=0.2
+        log_mel_frames=model.audio_frames,
+        frame_size=model.frame_size,
+        frames=model.frames,
+        frame_spacing_seconds=0.2,
+        augmentations=("flip",),
     ),
     build={"pretrain": TwoTowers},
     targets=lambda model: ("audio", "video"),
