@@ -14,8 +14,9 @@ from streaming import MDSWriter
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.balance import SAMPLE_WEIGHTS, read_sample_weights
 from cavmae_ds.data.format.index import INDEX
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records
-from cavmae_ds.data.format.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.format.schema import MDS_COLUMNS
 from cavmae_ds.data.format.shards import check_shards
 from cavmae_ds.data.inspect.inspection import inspect_data_set
 from cavmae_ds.data.loading.shard_cache import ShardCache

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.index import INDEX, read_index
-from cavmae_ds.data.format.schema import Manifest
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.storage import open_store
 from cavmae_ds.errors import ConfigError, DataError
 

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records, Sample
 from cavmae_ds.data.format.schema import (
     AUDIO_RATE_HZ,
     ClipFlag,
-    Manifest,
     audio_of,
     decode_frame,
     flag_names,

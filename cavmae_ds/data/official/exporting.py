@@ -21,8 +21,9 @@ import soundfile
 
 from cavmae_ds.atomic_io import refusing_to_write
 from cavmae_ds.data.format.balance import SAMPLE_WEIGHTS, read_sample_weights
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records, Sample
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, Manifest, audio_of, frame_jpeg, labels_of
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, audio_of, frame_jpeg, labels_of
 from cavmae_ds.data.official.importing import LABEL_COLUMNS
 from cavmae_ds.data.prepare.building import Progress, silent
 from cavmae_ds.data.storage import open_store
