@@ -70,16 +70,17 @@ def stages(shards: Path, flac: Path, rounds: int) -> Iterator[Row]:
 
     from cavmae_ds.data.format.clips import collate, decode_clip
     from cavmae_ds.data.format.schema import audio_of, frame_jpeg, frame_of
-    from cavmae_ds.data.format.shard_file import read_clip
+    from cavmae_ds.data.format.shard_file import all_audio_and, read_clip
 
     whole, whole_flac = (StreamingDataset(local=str(folder), batch_size=1) for folder in (shards, flac))
     places = range(min(4 * BATCH, whole.num_samples))
     clips, flacs = [whole[place] for place in places], [whole_flac[place] for place in places]
-    decoded = [decode_clip(clip, clip_index=0, epoch=0, frame=5) for clip in clips]
 
     def one_frame(place: int) -> dict[str, Any]:
         shard, row = whole.spanner[place]
-        return read_clip(str(shards / whole.shards[shard].file_pairs[0][0].basename), row, place % 10)
+        return read_clip(str(shards / whole.shards[shard].file_pairs[0][0].basename), row, all_audio_and(place % 10))
+
+    decoded = [decode_clip(one_frame(place), clip_index=0, epoch=0) for place in places]
 
     def pillow(clip: dict[str, Any]) -> np.ndarray:
         return np.asarray(Image.open(BytesIO(frame_jpeg(clip, 5))).convert("RGB"))

@@ -138,10 +138,10 @@ def _clips(cfg: Any, first: int, count: int) -> Any:
     draw = torch.Generator().manual_seed(first)
     samples = 160 * cfg.audio_frames + 240
     audio = torch.randint(-9000, 9000, (count, samples), generator=draw, dtype=torch.int16)
-    images = torch.randint(0, 255, (count, 3, cfg.image_size, cfg.image_size), generator=draw, dtype=torch.uint8)
+    frames = torch.randint(0, 255, (count, 1, 3, cfg.image_size, cfg.image_size), generator=draw, dtype=torch.uint8)
     index = torch.arange(first, first + count)
     zeros = torch.zeros_like(index)
-    return Batch(index, zeros, audio, zeros + samples, images, [[] for _ in index], [])
+    return Batch(index, zeros, audio, zeros + samples, frames, [[] for _ in index], [])
 
 
 WORKS: dict[str, Callable[..., dict[str, float]]] = {

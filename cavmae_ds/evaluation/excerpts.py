@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.config.sections.data import DataConfig
-from cavmae_ds.data.format.clips import MIDDLE_FRAME
 from cavmae_ds.data.format.schema import Damage
+from cavmae_ds.data.format.shard_file import all_audio_and
 from cavmae_ds.data.format.shards import check_shards, read_manifest
 from cavmae_ds.data.prepare.decode_pool import decode_in_order
 from cavmae_ds.data.prepare.inputs import VideoInput, find_inputs, video_input, without_duplicates
@@ -107,18 +107,13 @@ class DataSets(Dataset):
         from cavmae_ds.data.loading.download import ShardError
 
         try:
-            return excerpt_of(self._record(place), self._frames)
+            sample = self._shards.selected(place, all_audio_and(*self._frames))
+            return excerpt_of(sample, range(len(self._frames)))
         except ShardError:
             raise
         except DataError as error:
             damage = getattr(error, "damage", Damage.RECORD)
             return Unusable(f"clip {place}", f"damaged_{damage.value}", str(error))
-
-    def _record(self, place: int) -> dict[str, Any]:
-        """No more of it than is looked at."""
-        if len(self._frames) > 1:
-            return self._shards.get_item(place)
-        return self._shards.one_frame(place, self._frames[0] if self._frames else MIDDLE_FRAME)
 
 
 def _as_it_is(clip: Any) -> Any:

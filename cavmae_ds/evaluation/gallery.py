@@ -148,7 +148,7 @@ def make_gallery(
         log_mel = front_end(torch.tensor(clip.audio)[None], length, int(frames_of(length)))[0]  # [T, M]
         clips[row] = ShownClip(
             clip_id=clip.clip_id, source="", start_s=0.0, labels=judged.names_of(clip.labels.tolist()), flags=[],
-            frames=[encode_picture(clip.image, min(FRAME_PIXELS, *clip.image.shape[:2]), JPEG_QUALITY)],
+            frames=[encode_picture(clip.frames[0], min(FRAME_PIXELS, *clip.frames.shape[1:3]), JPEG_QUALITY)],
             frame_times_s=[], audio=clip.audio, log_mel=log_mel.numpy(),
         )  # fmt: skip
     return Gallery(title, len(pooled.labels), found, clips, scores_line(scores))

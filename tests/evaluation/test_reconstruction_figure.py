@@ -69,7 +69,7 @@ def test_the_columns_are_the_frame_and_the_log_mel_each_as_given_as_seen_and_as_
 def test_the_first_three_panels_show_the_frame_its_visible_patches_and_the_completed_one(clip, figure, output, batch):
     given, seen, rebuilt = (shown(panel) for panel in figure.subfigs[clip].axes[:3])
     hidden = hidden_pixels(output.plans.image.mask[clip], 4)
-    assert (given == batch.images[clip].permute(1, 2, 0).numpy()).all()
+    assert (given == batch.frames[clip, 0].permute(1, 2, 0).numpy()).all()
     assert (seen[~hidden] == given[~hidden]).all() and (seen[hidden] == (124, 116, 104)).all()  # ImageNet's mean
     assert (rebuilt[~hidden] == given[~hidden]).all() and (rebuilt[hidden] != seen[hidden]).mean() > 0.9
 

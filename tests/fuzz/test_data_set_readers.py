@@ -17,6 +17,7 @@ from cavmae_ds.data.format.index import INDEX
 from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records
 from cavmae_ds.data.format.schema import MDS_COLUMNS
+from cavmae_ds.data.format.shard_file import all_audio_and
 from cavmae_ds.data.format.shards import check_shards
 from cavmae_ds.data.inspect.inspection import inspect_data_set
 from cavmae_ds.data.loading.shard_cache import ShardCache
@@ -64,7 +65,7 @@ def use(folder) -> bool:
     works_or_is_refused(lambda: read_everything(folder))
     works_or_is_refused(lambda: read_sample_weights(open_store(address), CLIPS))
     works_or_is_refused(lambda: check_shards(address, SIZES.image_size))
-    return works_or_is_refused(lambda: ShardCache([address], DataConfig()).one_frame(CLIPS - 1, 0))
+    return works_or_is_refused(lambda: ShardCache([address], DataConfig()).selected(CLIPS - 1, all_audio_and(0)))
 
 
 def changed(folder, name: str, content: bytes) -> bool:

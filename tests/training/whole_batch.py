@@ -112,7 +112,7 @@ def clips(step: int, rows: slice = slice(None)) -> Batch:
         epoch=torch.zeros_like(index)[rows],
         audio=audio.clamp(-32_000, 32_000).to(torch.int16)[rows],
         n_samples=torch.full_like(index, 10_500)[rows],
-        images=images.to(torch.uint8)[rows],
+        frames=images.to(torch.uint8)[rows, None],
         labels=[[] for _ in index[rows]],
         bad=[],
     )

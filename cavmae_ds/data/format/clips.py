@@ -30,7 +30,7 @@ class Clip(NamedTuple):
     clip_index: int
     epoch: int
     audio: NDArray[np.int16]  # [n] 16 kHz mono
-    image: NDArray[np.uint8]  # [H, W, 3]
+    frames: NDArray[np.uint8]  # [T, H, W, 3]
     labels: NDArray[np.int32]
     bad: BadClip | None
     partner: Clip | None = None  # another clip, of this turn, to be mixed with
@@ -45,13 +45,13 @@ class Partners(NamedTuple):
     share: Tensor  # [M] float32, of the other, the clip of the batch
     audio: Tensor  # [M, N] int16, zeros after the clip's end; N is the partners' own
     n_samples: Tensor  # [M] int64
-    images: Tensor  # [M, 3, H, W] uint8
+    frames: Tensor  # [M, T, 3, H, W] uint8
     labels: list[list[int]]
 
     def to(self, device: torch.device) -> Partners:
         """The same on a device."""
-        row, share, audio, n_samples, images = (part.to(device, non_blocking=True) for part in self[:-1])
-        return Partners(row, share, audio, n_samples, images, self.labels)
+        row, share, audio, n_samples, frames = (part.to(device, non_blocking=True) for part in self[:-1])
+        return Partners(row, share, audio, n_samples, frames, self.labels)
 
 
 class Batch(NamedTuple):
@@ -61,19 +61,19 @@ class Batch(NamedTuple):
     epoch: Tensor  # [B] int64, the clip's turn: how often it came before (data.order)
     audio: Tensor  # [B, N] int16, zeros after the clip's end
     n_samples: Tensor  # [B] int64
-    images: Tensor  # [B, 3, H, W] uint8
+    frames: Tensor  # [B, T, 3, H, W] uint8
     labels: list[list[int]]  # class ids of each clip
     bad: list[BadClip]  # those that had to be replaced
     partners: Partners | None = None
     clip_ids: Sequence[str] = ()  # their names, for those who read the log
 
 
-def decode_clip(
-    sample: Mapping[str, Any], *, clip_index: int, epoch: int, frame: int, bad: BadClip | None = None
-) -> Clip:
-    """A record's sound and one of its frames. Raises DataError, naming the clip, if the record is damaged."""
-    audio, image, labels = audio_of(sample), frame_of(sample, frame), labels_of(sample)
-    return Clip(clip_index, epoch, audio, image, labels, bad, clip_id=sample["clip_id"])
+def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, bad: BadClip | None = None) -> Clip:
+    """All that read_clip has read of a record. Raises DataError, naming the clip, if the record is damaged."""
+    audio, labels = audio_of(sample), labels_of(sample)
+    frames = [frame_of(sample, k) for k in range(len(sample["frame_offsets"]) - 1)]
+    stacked = frames[0][None] if len(frames) == 1 else np.stack(frames)  # one frame is not copied
+    return Clip(clip_index, epoch, audio, stacked, labels, bad, clip_id=sample["clip_id"])
 
 
 def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, H, W, 3]."""
+    """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, T, H, W, 3]."""
     audio, n_samples = padded([clip.audio for clip in clips])
     mixed = [(row, clip.share, clip.partner) for row, clip in enumerate(clips) if clip.partner]
     return Batch(
@@ -93,7 +93,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
         epoch=torch.tensor([clip.epoch for clip in clips]),
         audio=audio,
         n_samples=n_samples,
-        images=_stacked(clips),
+        frames=_stacked(clips),
         labels=[clip.labels.tolist() for clip in clips],
         bad=[clip.bad for clip in (*clips, *(partner for *_, partner in mixed)) if clip.bad],
         partners=_partners(mixed) if mixed else None,
@@ -109,5 +109,5 @@ def _partners(mixed: Sequence[tuple[int, float, Clip]]) -> Partners:
 
 
 def _stacked(clips: Sequence[Clip]) -> Tensor:
-    """Frames [B, 3, H, W], the colours of a pixel side by side in memory."""
-    return torch.from_numpy(np.stack([clip.image for clip in clips])).permute(0, 3, 1, 2)
+    """Frames [B, T, 3, H, W], the colours of a pixel side by side in memory."""
+    return torch.from_numpy(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cavmae_ds.data.format.schema import KNOWN_COLUMNS
+from cavmae_ds.data.format.schema import KNOWN_COLUMNS, MDS_COLUMNS
 
 
 class Layout(NamedTuple):
@@ -43,7 +43,7 @@ def layout_of(names: Sequence[str], encodings: Sequence[str]) -> Layout:
     """The layout of a shard with these columns. Raises ValueError, with the columns that are known, for others."""
     found = _LAYOUTS.get((tuple(names), tuple(encodings)))
     if found is None:
-        newest = ", ".join(f"{name} {kind}" for name, kind in next(iter(_LAYOUTS.values())).encodings.items())
+        newest = ", ".join(f"{name} {kind}" for name, kind in NEWEST.encodings.items())
         raise ValueError(f"expected {newest}, or those of schema 1")
     return found
 
@@ -71,6 +71,7 @@ def _layout(columns: dict[str, str]) -> Layout:
     return Layout(encodings, fixed, struct.Struct(f"<{list(fixed.values()).count(None)}I"))
 
 
+NEWEST = _layout(MDS_COLUMNS)
 _LAYOUTS = {
     (tuple(layout.encodings), tuple(layout.encodings.values())): layout for layout in map(_layout, KNOWN_COLUMNS)
 }

@@ -129,20 +129,25 @@ class ClipRecord:
         return sample if self.targets is None else sample | {"targets": self.targets}
 
 
-def audio_of(sample: Mapping[str, Any]) -> np.ndarray:
-    """Sound of an MDS sample: int16 [n]. Raises DataError when it is not n_samples of sound.
+def audio_of(sample: Mapping[str, Any], first_sample: int = 0, samples: int | None = None) -> np.ndarray:
+    """Sound of an MDS sample: int16 [n], or `samples` of it from first_sample on, which lie within the clip.
 
+    Raises DataError when it is not n_samples of sound. Of FLAC no more is decoded than is asked for.
     The bytes tell which codec it is; plain samples that happen to begin like a FLAC file are still read as such.
     """
     audio, expected = sample["audio"], int(sample["n_samples"])
+    samples = expected if samples is None else samples
     if audio.startswith(FLAC_MAGIC):
-        with suppress(soundfile.SoundFileError):
-            samples, rate_hz = soundfile.read(io.BytesIO(audio), dtype="int16")
-            if samples.shape == (expected,) and rate_hz == AUDIO_RATE_HZ:
-                return samples
+        with suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(audio)) as file:
+            if (file.frames, file.channels, file.samplerate) == (expected, 1, AUDIO_RATE_HZ):
+                if first_sample:
+                    file.seek(first_sample)
+                decoded = file.read(samples, dtype="int16")
+                if len(decoded) == samples:
+                    return decoded
     if len(audio) != 2 * expected:
         raise damaged(Damage.SOUND, sample, f"has {len(audio)} bytes of sound that are not {expected} samples")
-    return np.frombuffer(audio, "<i2")
+    return np.frombuffer(audio, "<i2")[first_sample : first_sample + samples]
 
 
 def _flac(samples: np.ndarray) -> bytes:
@@ -176,14 +181,14 @@ def _numbers(sample: Mapping[str, Any], column: str, kind: str) -> Any:
 
 
 def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
-    """JPEG file of frame k, 0 <= k < F. Raises DataError when there is none or the offsets do not fit."""
+    """JPEG file of frame k of those that the sample holds. Raises DataError when there is none or it cannot be."""
     offsets = _numbers(sample, "frame_offsets", "<u4")
     if not 0 <= k < len(offsets) - 1:
         raise no_such_frame(sample["clip_id"], k, max(len(offsets) - 1, 0))
     start, stop = (int(offset) for offset in offsets[k : k + 2])
     if not start < stop <= len(sample["frames"]):
         where = f"at bytes {start} to {stop} of {len(sample['frames'])}"
-        raise damaged(Damage.FRAME, sample, f"keeps frame {k} {where}, which cannot be")
+        raise damaged(Damage.FRAME, sample, f"keeps frame {_number(sample, k)} {where}, which cannot be")
     return sample["frames"][start:stop]
 
 
@@ -209,7 +214,13 @@ def frame_of(sample: Mapping[str, Any], k: int) -> np.ndarray:
     try:
         return decode_frame(jpeg)
     except DataError as error:
-        raise damaged(Damage.FRAME, sample, f"keeps a frame {k} that does not decode: {error.__cause__}") from error
+        what = f"keeps a frame {_number(sample, k)} that does not decode: {error.__cause__}"
+        raise damaged(Damage.FRAME, sample, what) from error
+
+
+def _number(sample: Mapping[str, Any], k: int) -> int:
+    """Of the sample's frame k in the record: they differ where only some of its frames were read."""
+    return sample["frame_numbers"][k] if "frame_numbers" in sample else k
 
 
 def labels_of(sample: Mapping[str, Any]) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.clips import MIDDLE_FRAME, BadClip, Clip, collate, decode_clip
 from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, Damage, labels_of
+from cavmae_ds.data.format.shard_file import all_audio_and
 from cavmae_ds.data.loading.download import BadShard, ShardError
 from cavmae_ds.data.loading.handover import PREFETCHED, check_temporary_folder, worker_context
 from cavmae_ds.data.loading.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
@@ -111,7 +112,7 @@ class ClipStream(ShardCache):
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
                 frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP, frame_stream)
-                return decode_clip(self.one_frame(at, frame), clip_index=at, epoch=turn, frame=frame, bad=bad)
+                return decode_clip(self.selected(at, all_audio_and(frame)), clip_index=at, epoch=turn, bad=bad)
             except ShardError:
                 raise
             except DataError as error:
@@ -199,15 +200,15 @@ class EvaluationClips(Dataset):
 
     def name_and_labels(self, index: int) -> tuple[str, list[int]]:
         """The id of a clip and its class ids, without decoding it. Raises DataError if its record is damaged."""
-        sample = self._shards.one_frame(index, self._frame)
+        sample = self._shards.selected(index, all_audio_and(self._frame))
         return sample["clip_id"], labels_of(sample).tolist()
 
     def __len__(self) -> int:
         return self._shards.num_samples
 
     def __getitem__(self, index: int) -> Clip:
-        sample = self._shards.one_frame(index, self._frame)
-        return decode_clip(sample, clip_index=index, epoch=0, frame=self._frame)
+        sample = self._shards.selected(index, all_audio_and(self._frame))
+        return decode_clip(sample, clip_index=index, epoch=0)
 
 
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:

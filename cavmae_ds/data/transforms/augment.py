@@ -41,8 +41,8 @@ def draw_partner(seed: int, turn: int, clip_index: int, rate: float, clips: int)
     return PartnerDrawn(int((place[0] + place[1] * 2.0**-31).item() * clips) % clips, share)
 
 
-def mix(waveform: Tensor, n_samples: Tensor, images: Tensor, partners: Partners) -> tuple[Tensor, Tensor]:
-    """Sounds [B, N] int16 and frames [B, 3, H, W] uint8 with their partners mixed in.
+def mix(waveform: Tensor, n_samples: Tensor, frames: Tensor, partners: Partners) -> tuple[Tensor, Tensor]:
+    """Sounds [B, N] int16 and frames [B, T, 3, H, W] uint8 with their partners mixed in.
 
     Sounds, as float in [-1, 1], each without its mean, the partner padded with zeros or cut to the clip's length; the
     log-mel takes the mean off again. Frames, as float in [0, 1]. All tensors on one device.
@@ -54,9 +54,9 @@ def mix(waveform: Tensor, n_samples: Tensor, images: Tensor, partners: Partners)
     others[:, :length] = _centred(partners.audio, partners.n_samples)[:, :length]
     inside = torch.arange(sounds.shape[1], device=row.device) < n_samples[row, None]  # [M, N]
     sounds[row] = torch.where(inside, own * sounds[row] + (1 - own) * others, 0.0)
-    frames, share = images.float() / 255, own[..., None, None]
-    frames[row] = share * frames[row] + (1 - share) * (partners.images.float() / 255)
-    return sounds, frames
+    mixed, share = frames.float() / 255, own[..., None, None, None]
+    mixed[row] = share * mixed[row] + (1 - share) * (partners.frames.float() / 255)
+    return sounds, mixed
 
 
 def targets(batch: Batch, classes: int, smoothing: float) -> Tensor:

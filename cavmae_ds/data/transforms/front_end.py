@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class FrontEnd:
-    """Batch -> raw log-mel [B, T, mel] float32 and frames [B, 3, H, W] on the device; the model normalises.
+    """Batch -> raw log-mel [B, rows, mel] float32 and frames [B, T, 3, H, W] on the device; the model normalises.
 
     Frames are uint8, or float in [0, 1] where some clip of the batch is mixed with another.
     """
@@ -32,24 +32,24 @@ class FrontEnd:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        waveform, n_samples, images, epoch, clip_index = (
+        waveform, n_samples, frames, epoch, clip_index = (
             part.to(self.device, non_blocking=True)
-            for part in (batch.audio, batch.n_samples, batch.images, batch.epoch, batch.clip_index)
+            for part in (batch.audio, batch.n_samples, batch.frames, batch.epoch, batch.clip_index)
         )
         if batch.partners:
-            waveform, images = mix(waveform, n_samples, images, batch.partners.to(self.device))
+            waveform, frames = mix(waveform, n_samples, frames, batch.partners.to(self.device))
         log_mel = self._log_mel(waveform, n_samples, self.inputs.log_mel_frames)
         if self._augment:
             log_mel = self._augment(log_mel, epoch, clip_index)
         # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.
-        return log_mel, images.contiguous()
+        return log_mel, frames.contiguous()
 
 
 class Ready(NamedTuple):
     """A micro-batch of B clips on the device, beside what the loader gave."""
 
-    audio: Tensor  # [B, T, mel] float32, raw log-mel
-    images: Tensor  # [B, 3, H, W] uint8, or float in [0, 1]
+    audio: Tensor  # [B, rows, mel] float32, raw log-mel
+    frames: Tensor  # [B, T, 3, H, W] uint8, or float in [0, 1]
     keys: tuple[Tensor, Tensor]  # epoch and clip index, [B] int64 each: what a clip's randomness hangs on
     batch: Batch
 
@@ -75,7 +75,7 @@ def ahead(batches: Iterable[Batch], front_end: FrontEnd) -> Iterator[Ready]:
         model = torch.cuda.current_stream(front_end.device)
         model.wait_event(done)
         # The memory belongs to the side stream, which must not write there again before the model has read.
-        for tensor in (ready.audio, ready.images, *ready.keys):
+        for tensor in (ready.audio, ready.frames, *ready.keys):
             tensor.record_stream(model)
         yield ready
 
@@ -98,6 +98,6 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 def _ready(batch: Batch, front_end: FrontEnd) -> Ready:
     # Pinned memory is safe to let go of: PyTorch's host allocator waits for the copies that read from it.
-    audio, images = front_end(batch)
+    audio, frames = front_end(batch)
     epoch, clip_index = (key.to(front_end.device, non_blocking=True) for key in (batch.epoch, batch.clip_index))
-    return Ready(audio, images, (epoch, clip_index), batch)
+    return Ready(audio, frames, (epoch, clip_index), batch)

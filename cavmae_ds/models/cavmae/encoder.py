@@ -73,8 +73,8 @@ class Encoder(nn.Module):
     def features(self, audio: Tensor | None, images: Tensor | None) -> Features:
         """Tokens of whole clips, unpooled, nothing hidden; either side may be None (spec/cav-mae.md 1.9, forward_feat).
 
-        Log-mels [B, frames, mel bins], images [B, 3, H, W] (uint8 or float). Leads through forward, whose third
-        argument is then None: that is where ZeRO-3 gathers the parameters.
+        Log-mels [B, frames, mel bins], images [B, 3, H, W] or [B, 1, 3, H, W] (uint8 or float). Leads through forward,
+        whose third argument is then None: that is where ZeRO-3 gathers the parameters.
         """
         return cast(Features, self(audio, images, None))
 
@@ -127,7 +127,8 @@ class Encoder(nn.Module):
         return Picture(audio, self.audio_grid, self.normalisation.audio_mean, self.normalisation.audio_std)
 
     def _sight(self, images: Tensor) -> Picture:
-        return Picture(images, self.image_grid, self.normalisation.image_mean, self.normalisation.image_std)
+        """Images [B, 3, H, W], or frames [B, 1, 3, H, W] as loaders give them."""
+        return Picture(images.squeeze(1), self.image_grid, self.normalisation.image_mean, self.normalisation.image_std)
 
     def _tower(self, letter: Modality, picture: Picture, keep: Tensor | None = None) -> Tensor:
         """The patches with ids keep [B, K], or all, after the blocks of their modality: [B, K, D]."""

@@ -27,13 +27,13 @@ class FinetuneStep:
         terms, bad, found = [], [], []
         for ready in micro_batches:
             wanted = targets(ready.batch, self._classes, self._cfg.loss.label_smoothing).to(ready.audio.device)
-            logits = self._engine(ready.audio, ready.images, self._cfg.classifier.mode)
+            logits = self._engine(ready.audio, ready.frames, self._cfg.classifier.mode)
             losses = classification_losses(logits, wanted, self._cfg.loss)
             back_propagate(self._engine, losses.total)
             grad_norm = take_step(self._engine)
             terms.append(torch.stack(losses).detach().double())
             bad += ready.batch.bad
-            ways = {"sound": ready.audio, "frame": ready.images, "logits": logits}
+            ways = {"sound": ready.audio, "frame": ready.frames, "logits": logits}
             found.append(evidence(ready.batch, ways, losses._asdict()))
         means = torch.stack(terms).mean(0)
         return StepOutput(means[0], means, grad_norm, bad, not self._engine.was_step_applied(), found)

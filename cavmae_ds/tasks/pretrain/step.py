@@ -104,7 +104,7 @@ class TrainingStep:
         weights = self._cfg.loss
         return self._engine(
             ready.audio,
-            ready.images,
+            ready.frames,
             self._draw_masks(self._cfg.model, self._cfg.mask, self._cfg.train.seed, *ready.keys),
             mae=mae and weights.mae_weight > 0,
             contrastive=weights.contrastive_weight > 0,
@@ -143,7 +143,7 @@ def _ways(ready: Ready, output: PretrainOutput) -> dict[str, Tensor | None]:
     """
     return {
         "sound": ready.audio,
-        "frame": ready.images,
+        "frame": ready.frames,
         "audio features": output.audio_pooled,
         "image features": output.image_pooled,
         "audio prediction": output.audio_prediction,

@@ -9,6 +9,7 @@ import pytest
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.index import read_index
+from cavmae_ds.data.format.shard_file import all_audio_and
 from cavmae_ds.data.format.shards import check_shards
 from cavmae_ds.data.loading.download import ShardError
 from cavmae_ds.data.loading.shard_cache import ShardCache
@@ -81,4 +82,4 @@ def test_an_index_that_gives_a_shard_fewer_or_more_clips_than_it_holds_is_named_
     rewrite(copied / "index.json", on_shard(samples=samples))
     cache = ShardCache([str(copied)], DataConfig())
     with pytest.raises(ShardError, match=rf"shard 'part-0.*mds' of .* holds 24 clips, index.json says {samples}"):
-        cache.one_frame(3, 0)
+        cache.selected(3, all_audio_and(0))

@@ -45,7 +45,7 @@ def clips_of(world: World, data: dict, accumulation: int, first_step: int, steps
         plans = draw_plans(MODEL, MaskConfig(audio_mode="tf"), SEED, batch.epoch, batch.clip_index)
         for row in range(micro_batch):
             parts = (
-                batch.images[row],
+                batch.frames[row],
                 batch.audio[row, : batch.n_samples[row]],
                 plans.audio.keep[row],
                 plans.image.keep[row],

@@ -28,8 +28,8 @@ TRAIN = {"global_batch": 4, "micro_batch": 4, "steps": 2}
 def clip(index: int, samples: int, labels: list[int], partner: Clip | None = None, share: float = 1.0) -> Clip:
     random = np.random.RandomState(index)
     audio = (random.standard_normal(samples) * 3000 + 500).astype(np.int16)
-    image = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
-    return Clip(index, TURN, audio, image, np.array(labels, np.int32), None, partner, share)
+    frames = random.randint(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    return Clip(index, TURN, audio, frames, np.array(labels, np.int32), None, partner, share)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def batch() -> Batch:
 
 
 def test_sounds_are_mixed_before_the_log_mel_frames_with_the_same_share(batch):
-    sounds, frames = mix(batch.audio, batch.n_samples, batch.images, batch.partners)
+    sounds, frames = mix(batch.audio, batch.n_samples, batch.frames, batch.partners)
 
     for row, samples, partner, share in ((0, 16_000, 10, 0.3), (2, 12_000, 11, 0.6)):
         own, other = clip(row, samples, []), clip(partner, 20_000 if partner == 10 else 9_000, [])
@@ -53,9 +53,9 @@ def test_sounds_are_mixed_before_the_log_mel_frames_with_the_same_share(batch):
         expected = share * first + (1 - share) * second
         np.testing.assert_allclose(sounds[row, :samples], expected, atol=1e-6)
         assert not sounds[row, samples:].any()
-        blended = (share * own.image.astype(float) + (1 - share) * other.image) / 255
-        np.testing.assert_allclose(frames[row].permute(1, 2, 0), blended, atol=1e-6)
-    np.testing.assert_allclose(frames[1], batch.images[1] / 255, atol=1e-6)
+        blended = (share * own.frames.astype(float) + (1 - share) * other.frames) / 255
+        np.testing.assert_allclose(frames[row].permute(0, 2, 3, 1), blended, atol=1e-6)
+    np.testing.assert_allclose(frames[1], batch.frames[1] / 255, atol=1e-6)
 
 
 def test_a_clip_without_a_partner_sounds_and_looks_the_same_in_a_mixed_batch(batch):
@@ -148,7 +148,7 @@ def test_noise_beyond_one_stream_repeats_nothing():
 
 def test_a_mixed_log_mel_is_that_of_the_mixed_sound(batch):
     log_mel, _ = FrontEnd(inputs(ModelConfig(audio_frames=FRAMES)), torch.device("cpu"))(batch)
-    sounds, _ = mix(batch.audio, batch.n_samples, batch.images, batch.partners)
+    sounds, _ = mix(batch.audio, batch.n_samples, batch.frames, batch.partners)
     assert torch.equal(log_mel, LogMel()(sounds, batch.n_samples, FRAMES))
 
 

@@ -27,7 +27,9 @@ def numbered_batch(number: int) -> Batch:
         epoch=torch.full((CLIPS,), number // 3),
         audio=torch.randint(-9000, 9000, (CLIPS, 10_000), generator=generator, dtype=torch.int16),
         n_samples=torch.tensor([10_000, 9_000, 5_000, 300]),
-        images=torch.randint(0, 256, (CLIPS, 64, 64, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2),
+        frames=torch.randint(0, 256, (CLIPS, 1, 64, 64, 3), generator=generator, dtype=torch.uint8).permute(
+            0, 1, 4, 2, 3
+        ),
         labels=[[number]] * CLIPS,
         bad=[],
     )
@@ -47,9 +49,9 @@ def test_ready_batches_are_the_front_ends_output_in_the_loaders_order_with_their
     ready = list(ahead(given, front_end))
     assert [one.batch is batch for one, batch in zip(ready, given, strict=True)] == [True] * BATCHES
     for one, batch in zip(ready, given, strict=True):
-        audio, images = front_end(batch)
-        assert torch.equal(one.audio, audio) and torch.equal(one.images, images)
-        assert torch.equal(one.images, batch.images) and one.images.is_contiguous()
+        audio, frames = front_end(batch)
+        assert torch.equal(one.audio, audio) and torch.equal(one.frames, frames)
+        assert torch.equal(one.frames, batch.frames) and one.frames.is_contiguous()
         assert torch.equal(one.keys[0], batch.epoch) and torch.equal(one.keys[1], batch.clip_index)
 
 
@@ -112,10 +114,10 @@ def test_on_a_gpu_batches_made_ready_ahead_are_bitwise_those_made_one_by_one(lat
     for one in ahead(pinned, (Late if late == "front end" else FrontEnd)(MODEL, device)):
         if late == "model":  # reads long after the names are gone: their memory must not be given to a later batch
             torch.cuda._sleep(DELAY_CYCLES)
-        seen.append((one.audio.clone(), one.images.clone(), one.keys[0].clone(), one.keys[1].clone()))
+        seen.append((one.audio.clone(), one.frames.clone(), one.keys[0].clone(), one.keys[1].clone()))
         del one
-    for number, (audio, images, epoch, clip_index) in enumerate(seen):
-        assert torch.equal(audio, plain[number][0]) and torch.equal(images, plain[number][1])
+    for number, (audio, frames, epoch, clip_index) in enumerate(seen):
+        assert torch.equal(audio, plain[number][0]) and torch.equal(frames, plain[number][1])
         assert torch.equal(epoch.cpu(), numbered_batch(number).epoch)
         assert torch.equal(clip_index.cpu(), numbered_batch(number).clip_index)
 
