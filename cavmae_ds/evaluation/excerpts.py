@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.schema import Damage
 from cavmae_ds.data.format.shard_file import all_audio_and
-from cavmae_ds.data.format.shards import check_shards, read_manifest
+from cavmae_ds.data.format.shards import check_shards
 from cavmae_ds.data.prepare.decode_pool import decode_in_order
 from cavmae_ds.data.prepare.inputs import VideoInput, find_inputs, video_input, without_duplicates
 from cavmae_ds.data.prepare.media import read_clip
@@ -96,7 +96,7 @@ class DataSets(Dataset):
 
         data = DataConfig(cache_limit_gib=CACHE_LIMIT_GIB)
         for address in addresses:
-            check_shards(address, frame_size if frames else read_manifest(address, data).frame_size, data)
+            check_shards(address, frame_size if frames else None, data)
         self._shards = ShardCache(addresses, data)
         self._frames = tuple(frames)
 

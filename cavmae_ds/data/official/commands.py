@@ -85,6 +85,8 @@ def create_official(
     with progress_bar("writing clips") as progress:
         exported = create(shards, out, limit=limit, ids=_lines(ids) if ids else None, progress=progress)
     out_console.print(f"{exported.clips} clips are in {out / LISTING}", soft_wrap=True)
+    if exported.left_out:
+        err_console.print(f"{exported.left_out} clips without sound or picture are left out", soft_wrap=True)
     if exported.without_label:
         err_console.print(
             f"{exported.without_label} of them have no label, which the official loader does not accept", soft_wrap=True
