@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cavmae_ds.data.format.schema import KNOWN_COLUMNS, MDS_COLUMNS
+from cavmae_ds.data.format.schema import KNOWN_COLUMNS
 
 
 class Layout(NamedTuple):
@@ -71,7 +71,6 @@ def _layout(columns: dict[str, str]) -> Layout:
     return Layout(encodings, fixed, struct.Struct(f"<{list(fixed.values()).count(None)}I"))
 
 
-NEWEST = _layout(MDS_COLUMNS)
-_LAYOUTS = {
-    (tuple(layout.encodings), tuple(layout.encodings.values())): layout for layout in map(_layout, KNOWN_COLUMNS)
-}
+_KNOWN = [_layout(columns) for columns in KNOWN_COLUMNS]
+NEWEST = _KNOWN[0]  # of what is written
+_LAYOUTS = {(tuple(layout.encodings), tuple(layout.encodings.values())): layout for layout in _KNOWN}

@@ -105,7 +105,8 @@ def _split(item: VideoInput, settings: PrepareSettings, parts: Require) -> list[
 
 def _read(item: VideoInput, settings: PrepareSettings, parts: Require, *, jump: bool = True) -> ClipRecord:
     seconds, official = settings.clip_seconds, settings.frame_rule == "official"
-    frames, bad_video, sound = [], 0.0, None
+    frames: list[tuple[float, Picture]] = []
+    bad_video, sound = 0.0, None
     with opened(item.path) as container:
         tracks = find_tracks(container, settings.max_frame_pixels, settings.audio_track, parts)
         if item.start_s is None:
