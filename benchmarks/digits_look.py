@@ -15,7 +15,7 @@ from benchmarks.digits_data import FACTORS, Digits
 from cavmae_ds.checkpoint import whole_checkpoints
 from cavmae_ds.checkpoint.folder import read_manifest
 from cavmae_ds.checkpoint.weights import assemble
-from cavmae_ds.data.format.clips import MIDDLE_FRAME
+from cavmae_ds.data.loading.selection import MIDDLE_POSITION
 from cavmae_ds.evaluation.inference import EVERY_FRAME, MIDDLE_ALONE, Judged, classify, open_judged, pooled_features
 from cavmae_ds.evaluation.retrieval import retrieval_scores
 from cavmae_ds.evaluation.roc_curves import read_curves
@@ -131,7 +131,7 @@ def accuracies(run_dir: Path, mode: Mode, digits: Digits) -> dict[str, Any]:
     _, found = classify(judged, [mode], EVERY_FRAME, "softmax")
     epochs: list[Mapping[str, float]] = json.loads((run_dir / SCORES).read_text())["epochs"]
     scores = found[mode]
-    one_frame = scores.of_frames[MIDDLE_FRAME] if scores.frames else scores.scores
+    one_frame = scores.of_frames[MIDDLE_POSITION] if scores.frames else scores.scores
     return {
         "one_frame": one_frame.accuracy,
         "ten_frames": scores.scores.accuracy,

@@ -71,6 +71,7 @@ def stages(shards: Path, flac: Path, rounds: int) -> Iterator[Row]:
     from cavmae_ds.data.format.clips import collate, decode_clip
     from cavmae_ds.data.format.schema import audio_of, frame_jpeg, frame_of
     from cavmae_ds.data.format.shard_file import all_audio_and, read_clip
+    from cavmae_ds.data.input_spec import InputSpec
 
     whole, whole_flac = (StreamingDataset(local=str(folder), batch_size=1) for folder in (shards, flac))
     places = range(min(4 * BATCH, whole.num_samples))
@@ -80,7 +81,7 @@ def stages(shards: Path, flac: Path, rounds: int) -> Iterator[Row]:
         shard, row = whole.spanner[place]
         return read_clip(str(shards / whole.shards[shard].file_pairs[0][0].basename), row, all_audio_and(place % 10))
 
-    decoded = [decode_clip(one_frame(place), clip_index=0, epoch=0) for place in places]
+    decoded = [decode_clip(one_frame(place), InputSpec(log_mel_frames=1024), clip_index=0, epoch=0) for place in places]
 
     def pillow(clip: dict[str, Any]) -> np.ndarray:
         return np.asarray(Image.open(BytesIO(frame_jpeg(clip, 5))).convert("RGB"))

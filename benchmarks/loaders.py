@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
 
@@ -65,7 +66,7 @@ class StockClipsWithLogMel(StockClips):
 def _ours(folder: Path, workers: int) -> DataLoader:
     """Our loader, as a training run on one GPU opens it."""
     cfg = DataConfig(train=str(folder), workers=workers)
-    clips = ClipStream(cfg, EpochShape(1, 1, 1, BATCH), host=0, local_rank=0, seed=0)
+    clips = ClipStream(cfg, InputSpec(log_mel_frames=1024), EpochShape(1, 1, 1, BATCH), host=0, local_rank=0, seed=0)
     return training_loader(clips, cfg, torch.device("cpu"))
 
 

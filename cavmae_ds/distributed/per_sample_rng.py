@@ -36,6 +36,7 @@ class Stream(IntEnum):
     LOUDNESS = 9
     ROLL = 10
     PARTNER_FRAME = 11
+    FLIP = 12
     NOISE = 128  # and all after it: see clip_noise
 
 

@@ -36,7 +36,7 @@ CHECKPOINT_BYTES = 16
 def check_shared_memory(cfg: RunConfig) -> list[Finding]:
     """What loader workers hand over through /dev/shm fits there."""
     ranks, workers, clips = ranks_of_this_host(), cfg.data.workers, cfg.train.micro_batch
-    needed = memory_needed(ranks, workers, clips, family_of(cfg.model.family).inputs(cfg.model, cfg.task).frame_size)
+    needed = memory_needed(ranks, workers, clips, family_of(cfg.model.family).inputs(cfg.model, cfg.task))
     there = shutil.disk_usage(FOLDER)
     return [shared_memory(there.free, there.total, needed, f"{ranks} x {workers} loader workers")]
 

@@ -1,12 +1,14 @@
 """Embeddings in Python: `cavmae_ds.load("runs/base").embed("clip.mp4")`.
 
-N clips, B of them at a time, F frames of each, La and Lv patches of a sound and a frame, D width.
+N clips, B of them at a time, seen at P positions, T frames each (T is 1 for CAV-MAE), La and Lv tokens of audio and
+frames, D width.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,16 +18,19 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from cavmae_ds.data.format.clips import MIDDLE_FRAME, padded
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, audio_of, decode_frame, frame_of
+from cavmae_ds.data.format.clips import decode_clip, padded, padded_frames
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, decode_frame
+from cavmae_ds.data.format.shard_file import Contents, Select, Selection, select_from
 from cavmae_ds.data.input_spec import InputSpec
+from cavmae_ds.data.loading.selection import MIDDLE_POSITION, evaluation_selection
 from cavmae_ds.data.prepare.audio import RESAMPLER_TAIL_S, resampled
 from cavmae_ds.data.prepare.frames import encode_picture
 from cavmae_ds.data.prepare.inputs import VideoInput
 from cavmae_ds.data.prepare.media import read_clip
 from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import PrepareSettings
-from cavmae_ds.data.transforms.log_mel import INT16_SCALE, WINDOW_SAMPLES, LogMel
+from cavmae_ds.data.transforms.front_end import log_mel_of
+from cavmae_ds.data.transforms.log_mel import INT16_SCALE, WINDOW_SAMPLES
 from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.weights.load import LoadedModel, load_model
 
@@ -51,7 +56,7 @@ class Excerpt(NamedTuple):
     audio: NDArray[np.int16] | None
     """[n] 16 kHz mono"""
     frames: NDArray[np.uint8] | None
-    """[F, H, W, 3] RGB"""
+    """[P, T, H, W, 3] RGB"""
     clip_id: str = ""
 
 
@@ -83,7 +88,7 @@ class Embedder:
         self.frame_size = loaded.inputs.frame_size
         self.sees = "v" in loaded.model.modalities
         self.settings = clip_settings(loaded.inputs, clip_seconds)
-        self._device, self._log_mel = device, LogMel(device)
+        self._device, self._log_mel = device, log_mel_of(loaded.inputs, device)
 
     def embed(
         self,
@@ -120,7 +125,7 @@ class Embedder:
 
     @torch.no_grad()
     def features(self, excerpts: Sequence[Excerpt], tokens: bool = False) -> Embedding:
-        """Audio [B, D] and image [B, F, D] of clips that have the same parts; with tokens [B, La, D], [B, F, Lv, D].
+        """Audio [B, D] and image [B, P, D] of clips that have the same parts; with tokens [B, La, D], [B, P, Lv, D].
 
         A model that only hears does not look.
         """
@@ -128,7 +133,7 @@ class Embedder:
         views = [excerpt.frames for excerpt in excerpts if excerpt.frames is not None] if self.sees else []
         return Embedding(
             self._heard(sounds, tokens) if sounds else None,
-            self._seen(np.stack(views), tokens) if views else None,
+            self._seen(views, tokens) if views else None,
         )
 
     def _heard(self, sounds: Sequence[NDArray[np.int16]], tokens: bool) -> Tensor:
@@ -138,12 +143,12 @@ class Embedder:
         assert found is not None
         return (found if tokens else found.mean(1)).cpu()
 
-    def _seen(self, frames: NDArray[np.uint8], tokens: bool) -> Tensor:
-        """Frames [B, F, H, W, 3], one of each clip at a time."""
+    def _seen(self, clips: Sequence[NDArray[np.uint8]], tokens: bool) -> Tensor:
+        """Frames [P, T, H, W, 3] of each clip, one position at a time."""
         views = []
-        for frame in torch.from_numpy(frames).unbind(1):
-            images = frame.to(self._device).permute(0, 3, 1, 2).contiguous()  # [B, 3, H, W]
-            found = self.loaded.model.features(None, images).image  # [B, Lv, D]
+        for at_position in zip(*clips, strict=True):
+            frames = padded_frames(at_position)[0].to(self._device).contiguous()  # [B, T, 3, H, W]
+            found = self.loaded.model.features(None, frames).image  # [B, Lv, D]
             assert found is not None
             views.append((found if tokens else found.mean(1)).cpu())
         return torch.stack(views, 1)
@@ -156,15 +161,21 @@ class Embedder:
         except ClipRejected as rejected:
             why = f"{rejected.code.explanation} ({rejected.detail})"
             raise DataError(f"{name!r} cannot be embedded: {why}") from rejected
-        return excerpt_of(sample, (MIDDLE_FRAME,))
+        return excerpt_of(sample, self.loaded.inputs, (MIDDLE_POSITION,))
 
     def _of_arrays(self, waveform: Any, sample_rate: int | None, image: Any) -> Excerpt:
         if image is not None and not self.sees:
             raise DataError(f"the model in {self.loaded.source!r} only hears: leave out the image")
+        if image is not None and self.loaded.inputs.frames > 1:
+            raise DataError(
+                f"the model in {self.loaded.source!r} reads {self.loaded.inputs.frames} frames: embed a video instead"
+            )
         audio = None
         if sample_rate is not None:  # then there is a waveform
             audio = _sound(_array(waveform), sample_rate, self.settings.clip_seconds)
-        return Excerpt(audio, None if image is None else _frame(_array(image), self.settings)[None])
+            _, first, samples = evaluation_selection(self.loaded.inputs, Contents(len(audio), np.empty(0, np.float32)))
+            audio = audio[first : first + samples]
+        return Excerpt(audio, None if image is None else _frame(_array(image), self.settings)[None, None])
 
 
 def clip_settings(inputs: InputSpec, clip_seconds: float = CLIP_SECONDS) -> PrepareSettings:
@@ -176,10 +187,32 @@ def clip_settings(inputs: InputSpec, clip_seconds: float = CLIP_SECONDS) -> Prep
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
 
 
-def excerpt_of(sample: Mapping[str, Any], frames: Sequence[int]) -> Excerpt:
-    """A record's sound and these of its frames. Raises DataError, naming the clip, if the record is damaged."""
-    views = np.stack([frame_of(sample, frame) for frame in frames]) if frames else None
-    return Excerpt(audio_of(sample), views, sample["clip_id"])
+def select_excerpt(inputs: InputSpec, positions: Sequence[int]) -> Select:
+    """The frames at these positions of evaluation_selection, position after position; the audio of the middle one.
+
+    Without positions the audio alone.
+    """
+    middle = positions[len(positions) // 2] if positions else MIDDLE_POSITION
+
+    def select(contents: Contents) -> Selection:
+        frames = [evaluation_selection(inputs, contents, position).frames for position in positions]
+        audio = evaluation_selection(inputs, contents, middle)
+        return audio._replace(frames=tuple(frame for window in frames for frame in window))
+
+    return select
+
+
+def decode_excerpt(sample: Mapping[str, Any], inputs: InputSpec, positions: Sequence[int]) -> Excerpt:
+    """What select_excerpt has chosen. Raises DataError, naming the clip, if it is damaged or lacks what is read."""
+    read = inputs if positions else replace(inputs, frames=0)
+    clip = decode_clip(sample, read, clip_index=0, epoch=0)
+    frames = clip.frames.reshape(len(positions), -1, *clip.frames.shape[1:]) if positions else None
+    return Excerpt(clip.audio, frames, clip.clip_id)
+
+
+def excerpt_of(sample: Mapping[str, Any], inputs: InputSpec, positions: Sequence[int]) -> Excerpt:
+    """Of a whole record: see select_excerpt and decode_excerpt."""
+    return decode_excerpt(select_from(sample, select_excerpt(inputs, positions)), inputs, positions)
 
 
 def _first(embedding: Embedding) -> Embedding:

@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.schema import Damage
-from cavmae_ds.data.format.shard_file import all_audio_and
 from cavmae_ds.data.format.shards import check_shards
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.prepare.decode_pool import decode_in_order
 from cavmae_ds.data.prepare.inputs import VideoInput, find_inputs, video_input, without_duplicates
 from cavmae_ds.data.prepare.media import read_clip
 from cavmae_ds.data.prepare.rejects import ClipRejected
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.errors import DataError
-from cavmae_ds.evaluation.embedding import Excerpt, excerpt_of
+from cavmae_ds.evaluation.embedding import Excerpt, decode_excerpt, excerpt_of, select_excerpt
 
 CACHE_LIMIT_GIB = 8.0
 """Of the shards of a bucket: each clip is read once, so there is no use in keeping them."""
@@ -60,14 +60,16 @@ def is_data_set(address: str) -> bool:
     return "://" in address or any((Path(address) / name).is_file() for name in ("index.json", "prepare.json"))
 
 
-def from_videos(videos: Sequence[VideoInput], frames: Sequence[int], settings: PrepareSettings, workers: int) -> Clips:
+def from_videos(
+    videos: Sequence[VideoInput], inputs: InputSpec, positions: Sequence[int], settings: PrepareSettings, workers: int
+) -> Clips:
     """Each video's clip as `cavmae prepare` makes it, or why there is none."""
     with closing(decode_in_order(read_clip, videos, settings, workers)) as results:
         for item, result, _ in results:
             if isinstance(result, ClipRejected):
                 yield Unusable(item.shown, result.code.value, result.detail)
             else:
-                yield excerpt_of(result, frames)
+                yield excerpt_of(result, inputs, positions)
 
 
 def from_shards(clips: DataSets, workers: int) -> Clips:
@@ -88,17 +90,17 @@ def from_shards(clips: DataSets, workers: int) -> Clips:
 
 
 class DataSets(Dataset):
-    """The clips of data sets, with some of their frames."""
+    """The clips of data sets, seen at some positions."""
 
-    def __init__(self, addresses: Sequence[str], frames: Sequence[int], frame_size: int):
+    def __init__(self, addresses: Sequence[str], inputs: InputSpec, positions: Sequence[int]):
         """Raises DataError: not there, unreachable, damaged, or of another frame size where frames are wanted."""
         from cavmae_ds.data.loading.shard_cache import ShardCache
 
         data = DataConfig(cache_limit_gib=CACHE_LIMIT_GIB)
         for address in addresses:
-            check_shards(address, frame_size if frames else None, data)
+            check_shards(address, inputs.frame_size if positions else None, data)
         self._shards = ShardCache(addresses, data)
-        self._frames = tuple(frames)
+        self._inputs, self._positions = inputs, tuple(positions)
 
     def __len__(self) -> int:
         return self._shards.num_samples
@@ -107,8 +109,8 @@ class DataSets(Dataset):
         from cavmae_ds.data.loading.download import ShardError
 
         try:
-            sample = self._shards.selected(place, all_audio_and(*self._frames))
-            return excerpt_of(sample, range(len(self._frames)))
+            sample = self._shards.selected(place, select_excerpt(self._inputs, self._positions))
+            return decode_excerpt(sample, self._inputs, self._positions)
         except ShardError:
             raise
         except DataError as error:

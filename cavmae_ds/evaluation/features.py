@@ -82,10 +82,10 @@ def _open(embedder: Embedder, inputs: Sequence[str], frames: Sequence[int], work
     data_sets = [one for one in inputs if is_data_set(one)]
     if not data_sets:
         videos = videos_of(inputs)
-        return len(videos), from_videos(videos, frames, embedder.settings, workers)
+        return len(videos), from_videos(videos, embedder.loaded.inputs, frames, embedder.settings, workers)
     if others := [one for one in inputs if one not in data_sets]:
         raise DataError(f"{data_sets[0]} is a data set and {others[0]} is not; give one kind at a time")
-    clips = DataSets(data_sets, frames, embedder.frame_size)
+    clips = DataSets(data_sets, embedder.loaded.inputs, frames)
     return len(clips), from_shards(clips, workers)
 
 

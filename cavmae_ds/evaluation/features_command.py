@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cavmae_ds.data.format.schema import FRAMES_PER_CLIP
+from cavmae_ds.data.loading.selection import MIDDLE_POSITION, POSITIONS
 from cavmae_ds.data.prepare.commands import EXIT_UNPUBLISHED, MaxBad
 from cavmae_ds.data.prepare.rejects import RejectCode
 from cavmae_ds.errors import distinct
@@ -65,7 +65,6 @@ def features(
       cavmae features cav-mae-base.pth videos/ more/clip.mp4 --out videos.npz --frames 10
       cavmae features runs/base s3://bucket/train --out tokens.parquet --tokens --dtype float16
     """
-    from cavmae_ds.data.format.clips import MIDDLE_FRAME
     from cavmae_ds.evaluation.embedding import load
     from cavmae_ds.evaluation.features import extract
 
@@ -75,7 +74,7 @@ def features(
             embedder,
             inputs,
             out,
-            frames=range(FRAMES_PER_CLIP) if frames == Frames.every else (MIDDLE_FRAME,),
+            frames=range(POSITIONS) if frames == Frames.every else (MIDDLE_POSITION,),
             tokens=tokens,
             dtype=dtype.value,
             workers=workers,

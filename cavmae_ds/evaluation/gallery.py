@@ -140,7 +140,7 @@ def make_gallery(
     """
     found = spread_queries(pooled, queries)
     rows = {hit.row for query in found for search in query[1:] for hit in search.hits} | {query.row for query in found}
-    source, front_end = judged.clips.with_frame(frames[len(frames) // 2]), LogMel()
+    source, front_end = judged.clips.at_position(frames[len(frames) // 2]), LogMel()
     clips = {}
     for row in sorted(rows):
         clip = source[int(judged.places[row])]

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 
 from cavmae_ds.config.load import read_values
 from cavmae_ds.config.sections.data import DataConfig
-from cavmae_ds.data.format.clips import MIDDLE_FRAME, Batch, collate
-from cavmae_ds.data.format.schema import FRAMES_PER_CLIP
+from cavmae_ds.data.format.clips import Batch, collate
 from cavmae_ds.data.format.shards import check_shards, read_manifest
 from cavmae_ds.data.loading.evaluation import groups_of
+from cavmae_ds.data.loading.selection import MIDDLE_POSITION, POSITIONS
 from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.transforms.front_end import FrontEnd
 from cavmae_ds.distributed.process_group import World
@@ -34,8 +34,9 @@ from cavmae_ds.evaluation.classification import Classification, classification_s
 from cavmae_ds.evaluation.distributed_eval import agreed, alone, to_all, to_first
 from cavmae_ds.weights.load import LoadedModel, load_model
 
-EVERY_FRAME = tuple(range(FRAMES_PER_CLIP))
-MIDDLE_ALONE = (MIDDLE_FRAME,)
+EVERY_FRAME = tuple(range(POSITIONS))
+"""Positions of frames, evenly over the clip: see evaluation_selection."""
+MIDDLE_ALONE = (MIDDLE_POSITION,)
 BATCH = 32
 
 PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(-1)}
@@ -71,11 +72,11 @@ class Judged:
         return [self.class_names[k] if k < named else f"class {k}" for k in labels]
 
     def batches(self, frame: int) -> Iterator[Batch]:
-        """This rank's clips with one of their frames."""
+        """This rank's clips, seen at one position."""
         groups, world = groups_of(self.places, self.batch), self.world
         first, end = (len(groups) * rank // world.size for rank in (world.rank, world.rank + 1))
         loader: Iterable[Batch] = DataLoader(
-            self.clips.with_frame(frame), batch_sampler=groups[first:end], collate_fn=collate
+            self.clips.at_position(frame), batch_sampler=groups[first:end], collate_fn=collate
         )
         yield from loader
 
@@ -113,7 +114,7 @@ def open_judged(weights: Path, shards: str, ema: bool = False, world: World | No
     world = world or alone()
     loaded, manifest, run = agreed(world, lambda: _loaded(weights, shards, ema, world.device))
     cache = run.get("data", {}).get("cache")
-    clips = EvaluationClips(shards, Path(cache) if cache else None)
+    clips = EvaluationClips(shards, loaded.inputs, Path(cache) if cache else None)
     return Judged(
         loaded, FrontEnd(loaded.inputs, world.device), clips, manifest.classes, manifest.class_ids, run, world,
         np.arange(len(clips)),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.data.format.fingerprint import fingerprint
@@ -81,11 +84,14 @@ def _count_clips(cfg: RunConfig, inputs: InputSpec) -> _Clips:
         raise ConfigError(
             "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
         )
-    sources = training_sources(
-        cfg.data, [check_shards(source.remote, inputs.frame_size, cfg.data) for source in cfg.data.all_sources]
-    )
+
+    def check(address: str) -> NDArray[np.int64]:
+        frame_size = inputs.frame_size if inputs.frames else None
+        return check_shards(address, frame_size, cfg.data, reads_audio=inputs.log_mel_frames > 0)
+
+    sources = training_sources(cfg.data, [check(source.remote) for source in cfg.data.all_sources])
     if cfg.data.validation:
-        check_shards(cfg.data.validation, inputs.frame_size, cfg.data)
+        check(cfg.data.validation)
     return _Clips(
         by_source=tuple(len(source.trained) for source in sources),
         epoch=sum(source.epoch_clips for source in sources),

@@ -16,6 +16,7 @@ from cavmae_ds.checkpoint.locking import locked_run
 from cavmae_ds.checkpoint.runs import Checkpoints
 from cavmae_ds.config.history import write_config
 from cavmae_ds.config.sections.run import RunConfig
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import check_loading, check_open_files, micro_batches
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
@@ -120,7 +121,7 @@ def open_run(task: Task) -> Iterator[Run]:
             write_config(cfg, start)
         log.info(start_line(cfg, numbers, start))
         task.start(world, engine)
-        loader = open_loader(cfg, numbers, world, start, task.mixup)
+        loader = open_loader(cfg, task.inputs, numbers, world, start, task.mixup)
         monitor = Monitor(task, world, start, engine, partial(_learning_rate, task), checkpoints.finished)
         try:
             monitor.settings_changed(start, checkpoints.resumption.changes)
@@ -136,16 +137,18 @@ def open_run(task: Task) -> Iterator[Run]:
 def check_host(task: Task, world: World) -> None:
     """Before anything is made that is shared or takes long. Raises ConfigError as check_loading does."""
     cfg = task.cfg
-    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, task.inputs.frame_size)
+    check_loading(world.size // world.hosts, cfg.data.workers, cfg.train.micro_batch, task.inputs)
 
 
-def open_loader(cfg: RunConfig, numbers: RunPlan, world: World, start: int, mixup: float = 0.0) -> DataLoader:
+def open_loader(
+    cfg: RunConfig, inputs: InputSpec, numbers: RunPlan, world: World, start: int, mixup: float = 0.0
+) -> DataLoader:
     """This rank's micro-batches from optimizer step `start` on, without end."""
     ranks_per_host = world.size // world.hosts
     shape = EpochShape(world.hosts, ranks_per_host, numbers.accumulation, cfg.train.micro_batch)
     host, seed = world.rank // ranks_per_host, cfg.train.seed
     clips = ClipStream(
-        cfg.data, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup
+        cfg.data, inputs, shape, host=host, local_rank=world.local_rank, seed=seed, first_step=start, mixup=mixup
     )
     return training_loader(clips, cfg.data, world.device)
 

@@ -11,15 +11,19 @@ import pytest
 import torch
 
 from cavmae_ds.config.sections.data import DataConfig
+from cavmae_ds.data.format.crop import centre_crop
 from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records
 from cavmae_ds.data.format.schema import ClipFlag, audio_of, decode_frame, frame_count, frame_jpeg, frame_of
 from cavmae_ds.data.format.shards import check_shards
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.inspect.contact_sheet import draw_sheet, spread_clips
 from cavmae_ds.data.inspect.inspection import inspect_data_set
 from cavmae_ds.data.inspect.page import html_page
 from cavmae_ds.data.inspect.statistics import clip_sums
 from cavmae_ds.data.inspect.summary import summary
+from cavmae_ds.data.loading.order import EpochShape
+from cavmae_ds.data.loading.stream import ClipStream, training_loader
 from cavmae_ds.data.official.exporting import create_official
 from cavmae_ds.data.prepare.building import PartsMissing, Share
 from cavmae_ds.data.prepare.settings import PrepareSettings
@@ -233,22 +237,20 @@ def test_schema_1_is_inspected_measured_and_exported_as_before(tmp_path):
 
 
 def test_one_run_streams_schema_1_and_schema_2(tmp_path):
-    from cavmae_ds.data.loading.order import EpochShape
-    from cavmae_ds.data.loading.stream import ClipStream, training_loader
-
-    # Given six clips of schema 1 beside two of schema 2, of the same size, which keep more frames
+    # Given six clips of schema 1 beside two of schema 2, which keep other numbers of frames, and those whole
     for k in range(2):
         numbered_video(tmp_path / f"{k}.mkv", seconds=2.0 + k, pitch_hz=300 + 100 * k)
     newer = tmp_path / "newer"
     shutil.copytree(SCHEMA_1, tmp_path / "older")
     (tmp_path / "list.txt").write_text("0.mkv\n1.mkv\n")
-    prepare(tmp_path / "list.txt", newer, PrepareSettings(frame_size=32, frames=16), workers=1)
+    prepare(tmp_path / "list.txt", newer, PrepareSettings(short_side=40, frames_per_second=2), workers=1)
     sources = [str(tmp_path / "older"), str(newer)]
     assert [check_shards(source, 32).tolist() for source in sources] == [[6], [2]]
 
     # When a run goes through both
     cfg = DataConfig(sources=[{"remote": source} for source in sources], workers=1)
-    clips = ClipStream(cfg, EpochShape(1, 1, 1, 4), host=0, local_rank=0, seed=0, first_step=0)
+    inputs = InputSpec(log_mel_frames=64, frame_size=32)
+    clips = ClipStream(cfg, inputs, EpochShape(1, 1, 1, 4), host=0, local_rank=0, seed=0, first_step=0)
     stored = [sample for source in sources for sample in records_of(source)]
     epoch = [batch for batch, _ in zip(training_loader(clips, cfg, torch.device("cpu")), range(2), strict=False)]
 
@@ -260,4 +262,6 @@ def test_one_run_streams_schema_1_and_schema_2(tmp_path):
             sound = batch.audio[row, : batch.n_samples[row]].numpy()
             assert np.array_equal(sound, audio_of(stored[clip]))
             frame = batch.frames[row].squeeze(0).permute(1, 2, 0).numpy()
-            assert any(np.array_equal(frame, frame_of(stored[clip], k)) for k in range(frame_count(stored[clip])))
+            whole = [frame_of(stored[clip], k) for k in range(frame_count(stored[clip]))]
+            assert len(whole) == (10 if clip < 6 else 4 if clip == 6 else 6)
+            assert any(np.array_equal(frame, one if clip < 6 else centre_crop(one, 32)) for one in whole)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from torch.distributed import TCPStore
 
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import decoded_clip_bytes
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.doctor.bucket import throughput
@@ -124,7 +125,7 @@ def test_shared_memory_that_is_too_small_says_to_which_size(tmp_path):
     small = shared_memory(GIB // 16, GIB // 16, 3 * GIB, "x")
     assert verdicts(small) == ["FIX"]
     assert "--shm-size=3g" in small.fix and "size=3G" in small.fix
-    assert decoded_clip_bytes(224) == 320_000 + 150_528
+    assert decoded_clip_bytes(InputSpec(log_mel_frames=1024)) == 320_000 + 150_528
 
 
 def test_a_disk_needs_room_and_a_folder_that_may_be_written(tmp_path):

@@ -60,7 +60,7 @@ def one_clip_at_a_time(weights: Path, shards: Path, frames: range) -> tuple[np.n
     )
     labels, logits = [], []
     for place in range(24):
-        clip = decode_clip(records[place], clip_index=place, epoch=0)
+        clip = decode_clip(records[place], inputs(SIZES), clip_index=place, epoch=0)
         clips = [clip._replace(frames=clip.frames[frame : frame + 1]) for frame in frames]
         labels.append(int(clips[0].labels[0]))
         logits.append(torch.cat([model(*front_end(collate([clip]))) for clip in clips]))

@@ -81,7 +81,7 @@ def one_clip_at_a_time(weights: Path, shards: Path, frames: range) -> tuple[list
     )
     ids, sounds, images = [], [], []
     for place in range(records.num_samples):
-        clip = decode_clip(records[place], clip_index=place, epoch=0)
+        clip = decode_clip(records[place], inputs(SIZES), clip_index=place, epoch=0)
         clips = [clip._replace(frames=clip.frames[frame : frame + 1]) for frame in frames]
         tokens = [model.features(*front_end(collate([clip]))) for clip in clips]
         ids.append(clips[0].clip_id)

@@ -18,6 +18,7 @@ from cavmae_ds.data.loading.stream import EvaluationClips
 from cavmae_ds.data.transforms.log_mel import HOP_SAMPLES, MEL_BINS, WINDOW_SAMPLES, LogMel
 from cavmae_ds.errors import CheckpointError, ConfigError
 from cavmae_ds.evaluation.resynthesis import check_torchaudio, sound_of
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.common.weights import Weights
 from cavmae_ds.tasks import load_run
 from cavmae_ds.weights.official import save_official
@@ -77,7 +78,7 @@ def test_any_weights_are_drawn_as_their_run_hid_patches_else_as_officially(
     normalised = make is finished_run
     assert written["normalised_pixels"] == normalised
     assert ("more than the model knows" in output) == normalised
-    clips = EvaluationClips(str(tiny_shards), None)
+    clips = EvaluationClips(str(tiny_shards), inputs(SIZES))
     assert [(one["index"], one["clip"]) for one in written["clips"]] == [(k, clips[k].clip_id) for k in (0, 8, 16)]
     for name in ("audio", "image"):
         mean = sum(one[f"loss_{name}"] for one in written["clips"]) / 3
@@ -122,7 +123,7 @@ def heard(path: Path) -> torch.Tensor:
 
 def test_given_sounds_are_those_of_the_clips_and_rebuilt_ones_too_where_no_sound_is_hidden(sounds, tiny_shards):
     written = json.loads((sounds / "image.json").read_text())
-    clips = EvaluationClips(str(tiny_shards), None)
+    clips = EvaluationClips(str(tiny_shards), inputs(SIZES))
     for one in written["clips"]:
         sound = torch.from_numpy(clips[one["index"]].audio.copy())[None]
         log_mel = LogMel()(sound, torch.tensor([sound.shape[1]]), SIZES.audio_frames)[0]  # [96, 128]

@@ -28,7 +28,7 @@ LONGER = SIZES.model_copy(update={"audio_frames": 160})
 
 @pytest.fixture(scope="module")
 def batch(tiny_shards) -> Batch:
-    return collate([EvaluationClips(str(tiny_shards), None)[place] for place in (0, 9)])
+    return collate([EvaluationClips(str(tiny_shards), inputs(LONGER))[place] for place in (0, 9)])
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, Damage, audio_of, frame_of, labels_of
-
-MIDDLE_FRAME = FRAMES_PER_CLIP // 2
-"""The frame that evaluation looks at (spec/cav-mae.md 3.6)."""
+from cavmae_ds.data.format.crop import centre_crop
+from cavmae_ds.data.format.schema import Damage, audio_of, damaged, frame_count, frame_of, labels_of
+from cavmae_ds.data.input_spec import InputSpec
 
 
 class BadClip(NamedTuple):
@@ -66,14 +65,41 @@ class Batch(NamedTuple):
     bad: list[BadClip]  # those that had to be replaced
     partners: Partners | None = None
     clip_ids: Sequence[str] = ()  # their names, for those who read the log
+    frame_sizes: Tensor | None = None  # [B, 2] int64, height and width before padding; None: no frame is padded
 
 
-def decode_clip(sample: Mapping[str, Any], *, clip_index: int, epoch: int, bad: BadClip | None = None) -> Clip:
-    """All that read_clip has read of a record. Raises DataError, naming the clip, if the record is damaged."""
+def decode_clip(
+    sample: Mapping[str, Any], inputs: InputSpec, *, clip_index: int, epoch: int, bad: BadClip | None = None
+) -> Clip:
+    """All that read_clip has read of a record.
+
+    Raises DataError, naming the clip, if it is damaged, or lacks the sound or the frames that a model reads.
+    """
     audio, labels = audio_of(sample), labels_of(sample)
-    frames = [frame_of(sample, k) for k in range(len(sample["frame_offsets"]) - 1)]
-    stacked = frames[0][None] if len(frames) == 1 else np.stack(frames)  # one frame is not copied
-    return Clip(clip_index, epoch, audio, stacked, labels, bad, clip_id=sample["clip_id"])
+    if inputs.log_mel_frames and not len(audio):
+        raise damaged(Damage.SOUND, sample, "has no sound, which the model reads")
+    frames = decode_frames(sample, inputs)
+    return Clip(clip_index, epoch, audio, frames, labels, bad, clip_id=sample["clip_id"])
+
+
+def decode_frames(sample: Mapping[str, Any], inputs: InputSpec) -> NDArray[np.uint8]:
+    """The frames that read_clip has read of a record, as inputs.frame_fit says: [T, H, W, 3].
+
+    Raises DataError, naming the clip, if one is damaged, if there are none, or if whole ones differ in shape.
+    """
+    size = inputs.frame_size
+    if inputs.frames == 0:
+        return np.empty((0, size, size, 3), np.uint8)
+    frames = [frame_of(sample, k) for k in range(frame_count(sample))]
+    if not frames:
+        raise damaged(Damage.FRAME, sample, "has no frames, which the model reads")
+    if inputs.frame_fit == "crop":
+        frames = [frame if frame.shape[:2] == (size, size) else centre_crop(frame, size) for frame in frames]
+    if len(frames) == 1:
+        return frames[0][None]  # not copied
+    if len({frame.shape for frame in frames}) > 1:
+        raise damaged(Damage.FRAME, sample, "has frames of several shapes")
+    return np.stack(frames)
 
 
 def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
@@ -84,20 +110,37 @@ def padded(sounds: Sequence[NDArray[np.int16]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(audio), torch.tensor([len(sound) for sound in sounds])
 
 
+def padded_frames(clips: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor | None]:
+    """Frames [T, H, W, 3] of B clips as [B, T, 3, H, W], the colours of a pixel side by side in memory.
+
+    Where shapes differ, zeros fill the right and the bottom; then heights and widths, int64 [B, 2], come too.
+    """
+    if len({frames.shape for frames in clips}) == 1:
+        return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3), None
+    sizes = torch.tensor([frames.shape[1:3] for frames in clips])  # [B, 2]
+    height, width = sizes.amax(0).tolist()
+    stacked = np.zeros((len(clips), len(clips[0]), height, width, 3), np.uint8)
+    for row, frames in zip(stacked, clips, strict=True):
+        row[:, : frames.shape[1], : frames.shape[2]] = frames
+    return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3), sizes
+
+
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Stack clips; sounds are padded with zeros to the longest. Frames keep their order in memory, [B, T, H, W, 3]."""
+    """Stack clips; sounds and frames are padded with zeros to the largest. Frames lie as [B, T, H, W, 3] in memory."""
     audio, n_samples = padded([clip.audio for clip in clips])
+    frames, frame_sizes = padded_frames([clip.frames for clip in clips])
     mixed = [(row, clip.share, clip.partner) for row, clip in enumerate(clips) if clip.partner]
     return Batch(
         clip_index=torch.tensor([clip.clip_index for clip in clips]),
         epoch=torch.tensor([clip.epoch for clip in clips]),
         audio=audio,
         n_samples=n_samples,
-        frames=_stacked(clips),
+        frames=frames,
         labels=[clip.labels.tolist() for clip in clips],
         bad=[clip.bad for clip in (*clips, *(partner for *_, partner in mixed)) if clip.bad],
         partners=_partners(mixed) if mixed else None,
         clip_ids=[clip.clip_id for clip in clips],
+        frame_sizes=frame_sizes,
     )
 
 
@@ -105,9 +148,5 @@ def _partners(mixed: Sequence[tuple[int, float, Clip]]) -> Partners:
     rows, shares, clips = zip(*mixed, strict=True)
     audio, n_samples = padded([clip.audio for clip in clips])
     labels = [clip.labels.tolist() for clip in clips]
-    return Partners(torch.tensor(rows), torch.tensor(shares), audio, n_samples, _stacked(clips), labels)
-
-
-def _stacked(clips: Sequence[Clip]) -> Tensor:
-    """Frames [B, T, 3, H, W], the colours of a pixel side by side in memory."""
-    return torch.from_numpy(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3)
+    frames, _ = padded_frames([clip.frames for clip in clips])
+    return Partners(torch.tensor(rows), torch.tensor(shares), audio, n_samples, frames, labels)

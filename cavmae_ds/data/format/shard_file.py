@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cavmae_ds.data.format.layout import NEWEST, Layout, layout_of
-from cavmae_ds.data.format.schema import FLAC_MAGIC, audio_of, no_such_frame
+from cavmae_ds.data.format.schema import FLAC_MAGIC, audio_of, frame_jpeg, frame_times_of, no_such_frame
 from cavmae_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,15 +123,7 @@ def read_clip(path: str, row: int, select: Select, layout: Layout = NEWEST) -> d
         ) from error
     finally:
         os.close(file)
-    return {
-        "clip_id": clip_id,
-        "audio": audio,
-        "n_samples": wanted.samples,
-        "labels": rest[: sizes["labels"]],
-        "frames": b"".join(jpegs),
-        "frame_offsets": list(accumulate(map(len, jpegs), initial=0)),
-        "frame_numbers": wanted.frames,
-    }
+    return _selected(clip_id, audio, rest[: sizes["labels"]], jpegs, wanted)
 
 
 def _read_audio(file: int, start: int, size: int, clip_id: str, n_samples: int, wanted: Selection) -> bytes:
@@ -144,6 +136,26 @@ def _read_audio(file: int, start: int, size: int, clip_id: str, n_samples: int, 
         return _read(file, 2 * wanted.samples, start + 2 * wanted.first_sample)
     stored = {"clip_id": clip_id, "audio": _read(file, size, start), "n_samples": n_samples}
     return audio_of(stored, wanted.first_sample, wanted.samples).astype("<i2").tobytes()
+
+
+def select_from(sample: Mapping[str, Any], select: Select) -> dict[str, Any]:
+    """What read_clip gives of a record, from all of its columns. Raises DataError, naming the clip, if damaged."""
+    wanted = select(Contents(int(sample["n_samples"]), frame_times_of(sample)))
+    jpegs = [frame_jpeg(sample, frame) for frame in wanted.frames]
+    audio = audio_of(sample, wanted.first_sample, wanted.samples) if wanted.samples else np.empty(0, np.int16)
+    return _selected(sample["clip_id"], audio.astype("<i2").tobytes(), sample["labels"], jpegs, wanted)
+
+
+def _selected(clip_id: str, audio: bytes, labels: bytes, jpegs: list[bytes], wanted: Selection) -> dict[str, Any]:
+    return {
+        "clip_id": clip_id,
+        "audio": audio,
+        "n_samples": wanted.samples,
+        "labels": labels,
+        "frames": b"".join(jpegs),
+        "frame_offsets": list(accumulate(map(len, jpegs), initial=0)),
+        "frame_numbers": wanted.frames,
+    }
 
 
 def _read(file: int, size: int, at: int) -> bytes:

@@ -23,14 +23,14 @@ from cavmae_ds.errors import DataError
 
 
 class ValidationClips:
-    """Clips that are never trained on, their middle frames. Built, and gone through, by all ranks together."""
+    """Clips that are never trained on, seen in their middle. Built, and gone through, by all ranks together."""
 
     def __init__(self, data: DataConfig, world: World, front_end: FrontEnd):
         """Held-out clips of the training sources, then those of data.validation. Raises DataError for none at all."""
         self._data, self._world, self._front_end = data, world, front_end
         training = [source.remote for source in data.all_sources] if data.validation_share else []
         self.addresses = [*training, *filter(None, [data.validation])]
-        self.clips = EvaluationClips(self.addresses, data.cache, data)
+        self.clips = EvaluationClips(self.addresses, front_end.inputs, data.cache, data)
         """All that lie there; those at `places`, which ascend, are validated on."""
         of_training = int(self.clips.clips_by_address[: len(training)].sum())
         kept = held_out(0, of_training, data.validation_share)

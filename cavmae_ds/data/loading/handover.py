@@ -25,6 +25,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, MIN_COMMON_SECONDS
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.errors import ConfigError, DataError, WorkerLost
 from cavmae_ds.fault_tolerance.shared_memory_leftovers import FOLDER
 
@@ -43,15 +44,16 @@ _MIB = 2**20
 
 
 def memory_needed(
-    ranks: int, workers: int, clips: int, image_size: int, batches: int = BATCHES_OF_A_WORKER, seconds: float = 0.0
+    ranks: int, workers: int, clips: int, inputs: InputSpec, batches: int = BATCHES_OF_A_WORKER, seconds: float = 0.0
 ) -> int:
     """Bytes of /dev/shm for the loader workers of a host's ranks, with micro-batches of so many clips."""
-    return ranks * workers * batches * clips * decoded_clip_bytes(image_size, seconds or CLIP_SECONDS)
+    return ranks * workers * batches * clips * decoded_clip_bytes(inputs, seconds or CLIP_SECONDS)
 
 
-def decoded_clip_bytes(image_size: int, seconds: float = CLIP_SECONDS) -> int:
-    """Sound in int16 and one frame in uint8, as workers hand them over."""
-    return int(seconds * AUDIO_RATE_HZ) * 2 + image_size**2 * 3
+def decoded_clip_bytes(inputs: InputSpec, seconds: float = CLIP_SECONDS) -> int:
+    """Sound in int16 and frames in uint8, as workers hand them over. Frames that stay whole may take more."""
+    heard = min(seconds, inputs.audio_seconds or seconds) if inputs.log_mel_frames else 0.0
+    return int(heard * AUDIO_RATE_HZ) * 2 + inputs.frames * inputs.frame_size**2 * 3
 
 
 def files_needed(ranks: int, workers: int, base: int = FILES) -> int:
@@ -69,7 +71,7 @@ def check_open_files(ranks: int, workers: int) -> None:
         )
 
 
-def check_loading(ranks: int, workers: int, clips: int, image_size: int) -> None:
+def check_loading(ranks: int, workers: int, clips: int, inputs: InputSpec) -> None:
     """Refuse a host on which loader workers could not hand over even the shortest clips. Raises ConfigError.
 
     ranks: of this host. More may be needed (`cavmae doctor` says how much); later a limit is met with DataError, see
@@ -79,9 +81,9 @@ def check_loading(ranks: int, workers: int, clips: int, image_size: int) -> None
         return
     check_temporary_folder(workers)
     space = shutil.disk_usage(FOLDER)
-    least = memory_needed(ranks, workers, clips, image_size, PREFETCHED, MIN_COMMON_SECONDS)
+    least = memory_needed(ranks, workers, clips, inputs, PREFETCHED, MIN_COMMON_SECONDS)
     if space.free < least + _KEPT_FREE:
-        most = memory_needed(ranks, workers, clips, image_size)
+        most = memory_needed(ranks, workers, clips, inputs)
         raise ConfigError(
             f"{FOLDER} has {_mib(space.free)} of {_mib(space.total)} free, {ranks} ranks x {workers} data.workers x "
             f"{PREFETCHED} prefetched batches of {clips} clips take at least {_mib(least)}, semaphores and states of "

@@ -6,6 +6,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.config.sections.data import DataConfig
-from cavmae_ds.data.format.clips import MIDDLE_FRAME, BadClip, Clip, collate, decode_clip
-from cavmae_ds.data.format.schema import FRAMES_PER_CLIP, Damage, labels_of
-from cavmae_ds.data.format.shard_file import all_audio_and
+from cavmae_ds.data.format.clips import BadClip, Clip, collate, decode_clip
+from cavmae_ds.data.format.schema import Damage, labels_of
+from cavmae_ds.data.format.shard_file import Contents, Select, Selection
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.download import BadShard, ShardError
 from cavmae_ds.data.loading.handover import PREFETCHED, check_temporary_folder, worker_context
 from cavmae_ds.data.loading.order import ClipOrder, EpochShape, rank_micro_batches, steps_per_epoch
+from cavmae_ds.data.loading.selection import MIDDLE_POSITION, evaluation_selection, training_selection
 from cavmae_ds.data.loading.shard_cache import ShardCache
 from cavmae_ds.data.loading.sources import training_sources
 from cavmae_ds.data.transforms.augment import draw_partner
 from cavmae_ds.distributed.per_sample_rng import Stream, frame_choice
-from cavmae_ds.errors import DataError
+from cavmae_ds.errors import ConfigError, DataError
 from cavmae_ds.fault_tolerance.process_tree import stay_with_rank
 
 MOST_REPLACEMENTS = 8
@@ -44,6 +47,7 @@ class ClipStream(ShardCache):
     def __init__(
         self,
         cfg: DataConfig,
+        inputs: InputSpec,
         shape: EpochShape,
         *,
         host: int,
@@ -54,14 +58,16 @@ class ClipStream(ShardCache):
     ):
         """Clips of the training sources from optimizer step first_step on (0-based, over all epochs), for one rank.
 
-        mixup: the share of them that come with a partner to be mixed with. Built by all ranks together. Raises
-        DataError or ConfigError as training_sources does.
+        inputs: what is read of a clip. mixup: the share of them that come with a partner to be mixed with. Built by all
+        ranks together. Raises DataError or ConfigError as training_sources does.
         """
+        if mixup and inputs.frame_fit == "whole":
+            raise ConfigError("augment.mixup must be 0 for a model that reads whole frames: their shapes differ")
         super().__init__([source.remote for source in cfg.all_sources], cfg, batch_size=shape.micro_batch)
         firsts = self.shard_offset_per_stream[1:]
         sources = training_sources(cfg, np.split(self.samples_per_shard, firsts))
         self.order = ClipOrder(sources, seed, cfg.shuffle, cfg.shuffle_block, cfg.canonical_nodes)
-        self._cfg, self._shape, self._seed = cfg, shape, seed
+        self._cfg, self._inputs, self._shape, self._seed = cfg, inputs, shape, seed
         self._host, self._local_rank = host, local_rank
         self._first_step, self._mixup = first_step, mixup
         self._trained = np.concatenate([source.trained for source in sources])
@@ -94,7 +100,7 @@ class ClipStream(ShardCache):
         return micro_batches[mine].reshape(-1, 2)
 
     def clip(self, place: int, turn: int) -> Clip:
-        """The clip at one place of the data, its frame chosen by (seed, turn, place); perhaps with a partner.
+        """The clip at one place of the data, its frames chosen by (seed, turn, place); perhaps with a partner.
 
         Where a record is damaged its neighbour takes the place, where a shard is, the clip as far into the next shard:
         the same one on every world; the loss is counted and named. With data.on_bad_clip = fail nothing stands in.
@@ -111,8 +117,8 @@ class ClipStream(ShardCache):
         at, bad = place, None
         for _ in range(1 + MOST_REPLACEMENTS):
             try:
-                frame = frame_choice(self._seed, turn, at, FRAMES_PER_CLIP, frame_stream)
-                return decode_clip(self.selected(at, all_audio_and(frame)), clip_index=at, epoch=turn, bad=bad)
+                sample = self.selected(at, self._selection(turn, at, frame_stream))
+                return decode_clip(sample, self._inputs, clip_index=at, epoch=turn, bad=bad)
             except ShardError:
                 raise
             except DataError as error:
@@ -122,6 +128,10 @@ class ClipStream(ShardCache):
                 at = self._replacement(at, whole_shard=isinstance(error, BadShard))
         assert bad is not None
         raise DataError(f"{bad.line}; and so are the {MOST_REPLACEMENTS} after it")
+
+    def _selection(self, turn: int, at: int, frame_stream: Stream) -> Select:
+        draw = partial(frame_choice, self._seed, turn, at, stream=frame_stream)
+        return lambda contents: training_selection(self._inputs, contents, draw)
 
     def _replacement(self, at: int, whole_shard: bool) -> int:
         """The next place that may be trained on: in the next shard, or the next one at all."""
@@ -179,18 +189,23 @@ class _Ahead:
 
 
 class EvaluationClips(Dataset):
-    """Every clip once, in the order of the data, its middle frame or another: for evaluation and validation."""
+    """Every clip once, in the order of the data, seen in its middle or elsewhere: for evaluation and validation."""
 
-    def __init__(self, address: str | Sequence[str], cache: Path | None, data: DataConfig | None = None):
-        """Clips of one or more addresses; `data` says how they are fetched. Built by all ranks together."""
+    def __init__(
+        self, address: str | Sequence[str], inputs: InputSpec, cache: Path | None = None, data: DataConfig | None = None
+    ):
+        """What a model reads of the clips of one or more addresses; `data` says how they are fetched.
+
+        Built by all ranks together.
+        """
         addresses = [address] if isinstance(address, str) else address
         self._shards = ShardCache(addresses, data or DataConfig(cache=cache))
-        self._frame = MIDDLE_FRAME
+        self._inputs, self._position = inputs, MIDDLE_POSITION
 
-    def with_frame(self, frame: int) -> EvaluationClips:
-        """The same clips, each with this frame (from 0)."""
+    def at_position(self, position: int) -> EvaluationClips:
+        """The same clips, each seen at this one of the positions of evaluation_selection (from 0)."""
         other = copy.copy(self)
-        other._frame = frame
+        other._position = position
         return other
 
     @property
@@ -200,15 +215,18 @@ class EvaluationClips(Dataset):
 
     def name_and_labels(self, index: int) -> tuple[str, list[int]]:
         """The id of a clip and its class ids, without decoding it. Raises DataError if its record is damaged."""
-        sample = self._shards.selected(index, all_audio_and(self._frame))
+        sample = self._shards.selected(index, lambda _: Selection((), 0, 0))
         return sample["clip_id"], labels_of(sample).tolist()
 
     def __len__(self) -> int:
         return self._shards.num_samples
 
     def __getitem__(self, index: int) -> Clip:
-        sample = self._shards.selected(index, all_audio_and(self._frame))
-        return decode_clip(sample, clip_index=index, epoch=0)
+        sample = self._shards.selected(index, self._selection)
+        return decode_clip(sample, self._inputs, clip_index=index, epoch=0)
+
+    def _selection(self, contents: Contents) -> Selection:
+        return evaluation_selection(self._inputs, contents, self._position)
 
 
 def training_loader(clips: ClipStream, cfg: DataConfig, device: torch.device) -> DataLoader:

@@ -13,6 +13,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from PIL import Image
 
+from cavmae_ds.data.format.crop import centre_crop
 from cavmae_ds.data.format.schema import FRAMES_PER_CLIP
 from cavmae_ds.data.prepare.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.prepare.tracks import TIME_TOLERANCE_S, packet_span
@@ -168,11 +169,7 @@ def encode_picture(
     elif aspect and aspect != 1:
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, _shown_square(image, aspect)))
     else:
-        short = min(image.size)
-        width, height = (size * side // short for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        scaled = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(scaled.crop((left, top, left + size, top + size)))  # [size, size, 3]
+        pixels = centre_crop(rgb, size)
     return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
 
 

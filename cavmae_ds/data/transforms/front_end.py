@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -12,9 +12,21 @@ from torch import Tensor
 from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.transforms.augment import SoundAugmentation, mix
+from cavmae_ds.data.transforms.frames import FrameAugmentation
 from cavmae_ds.data.transforms.log_mel import LogMel
+from cavmae_ds.errors import ConfigError
 
 Item = TypeVar("Item")
+
+LOG_MELS: dict[str, Callable[[torch.device], LogMel]] = {"kaldi": LogMel}
+"""InputSpec.front_end -> what makes log-mels on a device; called as LogMel is."""
+
+
+def log_mel_of(inputs: InputSpec, device: torch.device) -> LogMel:
+    """What makes a model's log-mels. Raises ConfigError for an unknown name."""
+    if inputs.front_end not in LOG_MELS:
+        raise ConfigError(f"a model's front_end must be one of {', '.join(LOG_MELS)}, got {inputs.front_end!r}")
+    return LOG_MELS[inputs.front_end](device)
 
 
 class FrontEnd:
@@ -23,12 +35,23 @@ class FrontEnd:
     Frames are uint8, or float in [0, 1] where some clip of the batch is mixed with another.
     """
 
-    def __init__(self, inputs: InputSpec, device: torch.device, augment: SoundAugmentation | None = None):
-        """augment: what is done to log-mels."""
+    def __init__(
+        self,
+        inputs: InputSpec,
+        device: torch.device,
+        augment: SoundAugmentation | None = None,
+        training_seed: int | None = None,
+    ):
+        """augment: what is done to log-mels. training_seed: of inputs.augmentations, which are left out without one.
+
+        Raises ConfigError for names that inputs should not have.
+        """
         self.device = device
         self._augment = augment
         self.inputs = inputs
-        self._log_mel = LogMel(device)
+        self._log_mel = log_mel_of(inputs, device)
+        augmentation = FrameAugmentation(inputs.augmentations, training_seed or 0)
+        self._augment_frames = augmentation if inputs.augmentations and training_seed is not None else None
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -42,7 +65,10 @@ class FrontEnd:
         if self._augment:
             log_mel = self._augment(log_mel, epoch, clip_index)
         # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.
-        return log_mel, frames.contiguous()
+        frames = frames.contiguous()
+        if self._augment_frames:
+            frames = self._augment_frames(frames, epoch, clip_index)
+        return log_mel, frames
 
 
 class Ready(NamedTuple):

@@ -11,7 +11,7 @@ from cavmae_ds.models.family import ModelFamily, StateDictAdapter
 
 def inputs(model: ModelConfig, task: str = "pretrain") -> InputSpec:
     """The whole log-mel and one frame, whatever the task."""
-    return InputSpec(model.audio_frames, model.mel_bins, model.image_size)
+    return InputSpec(log_mel_frames=model.audio_frames, mel_bins=model.mel_bins, frame_size=model.image_size)
 
 
 def build_pretraining(model: ModelConfig, *normalisation: Any) -> Any:

@@ -114,7 +114,7 @@ class Finetuning(Task):
 
         cfg = self.cfg
         augmentation = SoundAugmentation(cfg.augment, cfg.train.seed, cfg.data.audio_std)
-        self.front_end = FrontEnd(self.inputs, world.device, augmentation)
+        self.front_end = FrontEnd(self.inputs, world.device, augmentation, cfg.train.seed)
         self._step = FinetuneStep(cfg, self.plan.classes, engine)
         plain = FrontEnd(self.inputs, world.device)
         validating = cfg.data.validation or cfg.data.validation_share

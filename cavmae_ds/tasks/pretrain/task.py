@@ -89,7 +89,8 @@ class Pretraining(Task):
 
         cfg = self.cfg
         plain = FrontEnd(self.inputs, world.device)
-        self.front_end = FrontEnd(self.inputs, world.device, _noise(cfg)) if cfg.augment.noise else plain
+        noise = _noise(cfg) if cfg.augment.noise else None
+        self.front_end = FrontEnd(self.inputs, world.device, noise, cfg.train.seed)
         self._step = TrainingStep(cfg, self.plan.accumulation, world, engine, self.front_end)
         validating = cfg.monitor.validate_every or cfg.monitor.probe_every
         self._validation = Validation(cfg, self.plan.total_steps, world, engine, plain) if validating else None

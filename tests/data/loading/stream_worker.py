@@ -16,6 +16,7 @@ from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.stream import ClipStream, training_loader
 from cavmae_ds.distributed.process_group import World, close_world, open_world
+from cavmae_ds.models.cavmae import inputs
 from cavmae_ds.models.cavmae.config import MaskConfig, ModelConfig
 from cavmae_ds.models.cavmae.masking import draw_plans
 
@@ -37,7 +38,7 @@ def clips_of(world: World, data: dict, accumulation: int, first_step: int, steps
     micro_batch = GLOBAL_BATCH // world.size // accumulation
     shape = EpochShape(1, world.size, accumulation, micro_batch)
     cfg = DataConfig(**data)
-    clips = ClipStream(cfg, shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=first_step)
+    clips = ClipStream(cfg, inputs(MODEL), shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=first_step)
     seen = []
     for number, batch in enumerate(training_loader(clips, cfg, world.device)):
         if number == steps * accumulation:

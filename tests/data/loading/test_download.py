@@ -14,6 +14,7 @@ import pytest
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.shards import check_shards
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.download import BadShard, ShardError, ShardStream, cache_folder
 from cavmae_ds.data.loading.order import EpochShape
 from cavmae_ds.data.loading.shard_cache import ShardCache
@@ -100,7 +101,14 @@ def test_the_clips_of_a_bad_shard_give_their_places_to_the_next_shard_the_same_o
         own = cfg.model_copy(update={"cache": cfg.cache / cache})
         given = {}
         for rank in range(ranks):
-            stream = ClipStream(own, EpochShape(1, ranks, 1, 8 // ranks), host=0, local_rank=rank, seed=3)
+            stream = ClipStream(
+                own,
+                InputSpec(log_mel_frames=64, frame_size=64),
+                EpochShape(1, ranks, 1, 8 // ranks),
+                host=0,
+                local_rank=rank,
+                seed=3,
+            )
             work = stream._work(0, 0, 1).tolist()
             given |= {place: (clip.clip_index, clip.bad) for (place, _), clip in zip(work, stream, strict=False)}
         replaced.append({place: clip for place, clip in given.items() if clip[1]})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import FOLDER, check_loading, check_open_files
 from cavmae_ds.errors import ConfigError
 from tests.ranks import PRETRAIN, environment, fork_ranks, fork_script
@@ -49,10 +50,10 @@ def test_a_full_shared_memory_in_mid_run_is_the_reason_that_the_rank_gives_and_n
 
 
 def test_a_host_that_cannot_hold_even_the_shortest_clips_is_refused():
-    check_loading(ranks=2, workers=1, clips=2, image_size=64)
-    check_loading(ranks=2, workers=0, clips=10**9, image_size=64)
+    check_loading(ranks=2, workers=1, clips=2, inputs=InputSpec(log_mel_frames=64, frame_size=64))
+    check_loading(ranks=2, workers=0, clips=10**9, inputs=InputSpec(log_mel_frames=64, frame_size=64))
     with pytest.raises(ConfigError, match=r"2 ranks x 1 data.workers x 2 prefetched batches of 1000000000 clips take"):
-        check_loading(ranks=2, workers=1, clips=10**9, image_size=64)
+        check_loading(ranks=2, workers=1, clips=10**9, inputs=InputSpec(log_mel_frames=64, frame_size=64))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from cavmae_ds.data.format.balance import write_sample_weights
 from cavmae_ds.data.format.clips import collate
+from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import micro_batches
 from cavmae_ds.data.loading.sources import held_out
 from cavmae_ds.data.loading.stream import EvaluationClips
@@ -117,7 +118,7 @@ def test_held_out_clips_and_clips_without_weight_never_come_and_copies_have_mask
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_on_several_ranks_and_workers_reads_every_clip_once(workers, sources):
     address = sources["two"]["sources"][0]["remote"]
-    clips = EvaluationClips(address, None)
+    clips = EvaluationClips(address, InputSpec(log_mel_frames=64, frame_size=64))
     seen = []
     for rank in range(2):
         of_rank = DataLoader(

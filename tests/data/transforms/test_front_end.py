@@ -111,7 +111,7 @@ def test_on_a_gpu_batches_made_ready_ahead_are_bitwise_those_made_one_by_one(lat
         for number in range(BATCHES)
     )
     seen = []
-    for one in ahead(pinned, (Late if late == "front end" else FrontEnd)(MODEL, device)):
+    for one in ahead(pinned, (Late if late == "front end" else FrontEnd)(inputs(MODEL), device)):
         if late == "model":  # reads long after the names are gone: their memory must not be given to a later batch
             torch.cuda._sleep(DELAY_CYCLES)
         seen.append((one.audio.clone(), one.frames.clone(), one.keys[0].clone(), one.keys[1].clone()))
@@ -125,7 +125,7 @@ def test_on_a_gpu_batches_made_ready_ahead_are_bitwise_those_made_one_by_one(lat
 @pytest.mark.gpu
 def test_on_a_gpu_the_front_end_works_while_the_model_does():
     device = torch.device("cuda", torch.cuda.current_device())
-    front_end, given = Late(MODEL, device), [numbered_batch(number) for number in range(BATCHES)]
+    front_end, given = Late(inputs(MODEL), device), [numbered_batch(number) for number in range(BATCHES)]
 
     def milliseconds(ready) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

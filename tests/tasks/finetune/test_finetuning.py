@@ -110,9 +110,9 @@ def test_acceptance_14_averaged_weights_are_the_mean_of_those_after_each_epoch_o
 
 def test_every_clip_is_validated_once_after_every_epoch_and_the_best_epoch_is_noted(undisturbed, run_file):
     curves, noted = learnt(undisturbed), json.loads((undisturbed / SCORES).read_text())
-    clips = EvaluationClips(str(run_file.parent / "held-out"), None)
-    batch = collate([clips[place] for place in range(7)])
     last = load_model(undisturbed)
+    clips = EvaluationClips(str(run_file.parent / "held-out"), last.inputs)
+    batch = collate([clips[place] for place in range(7)])
 
     with torch.inference_mode():
         logits = last.model(*FrontEnd(inputs(last.config), torch.device("cpu"))(batch))
@@ -272,7 +272,7 @@ def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_sc
     assert mean.kind == "finetune-audio" and "scores of the running mean of the weights" in said
     assert "(pretrain); 4 start fresh (mlp_head.0.weight" in said
     assert list(written["modes"]) == ["audioonly"] and written["ema"] and not (run / AVERAGED_WEIGHTS).exists()
-    clips = EvaluationClips(str(folder / "held-out"), None)
+    clips = EvaluationClips(str(folder / "held-out"), inputs(mean.config))
     batch = collate([clips[place] for place in range(7)])
     with torch.inference_mode():
         logits = mean.model(*FrontEnd(inputs(mean.config), torch.device("cpu"))(batch))
