@@ -81,8 +81,8 @@ class Manifest(DataSetFacts):
             return cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
+            where, what = ".".join(map(str, first["loc"])) or "the file", first["msg"].removeprefix("Value error, ")
             raise DataError(
-                f"manifest.json does not describe a data set of this version: {shortened(where)}: {first['msg']}, "
+                f"manifest.json does not describe a data set of this version: {shortened(where)}: {what}, "
                 f"got {str(first.get('input'))[:80]!r}; prepare the data set again"
             ) from error

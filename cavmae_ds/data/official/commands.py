@@ -24,7 +24,7 @@ def import_official(
         list[str], typer.Option(metavar="OLD=NEW", help="Look below NEW for paths that begin with OLD. Repeatable.")
     ] = [],  # noqa: B006  typer reads it and never changes it
     frame_size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 224,
-    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips whose sound is all zeros.")] = False,
     audio_codec: AudioCodecOption = AudioCodec.pcm16,
     shard: Shard = "1/1",
     max_bad: MaxBad = 0.05,

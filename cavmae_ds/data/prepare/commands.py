@@ -95,7 +95,7 @@ def prepare(
     clip_seconds: Annotated[float, typer.Option(min=1, max=30, help="Longest clip.")] = 10.0,
     channel: Annotated[Channel, typer.Option(help="The first sound channel or their mean.")] = Channel.first,
     audio_track: Annotated[int, typer.Option(min=1, help="Which sound track of a file is read; 1 is the first.")] = 1,
-    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips whose sound is all zeros.")] = False,
     windows: Annotated[
         bool,
         typer.Option("--windows", help="Cut longer videos into clips, one after another, not just their beginning."),
