@@ -118,9 +118,9 @@ class Embedder:
             self.features([self._of_video(path) for path in clips[start : start + BATCH]])
             for start in range(0, len(clips), BATCH)
         ]
-        audio = [part.audio for part in parts if part.audio is not None]
-        image = [part.image[:, 0] for part in parts if part.image is not None]
-        return Embedding(torch.cat(audio) if audio else None, torch.cat(image) if image else None)
+        sounds = [part.audio for part in parts if part.audio is not None]
+        views = [part.image[:, 0] for part in parts if part.image is not None]
+        return Embedding(torch.cat(sounds) if sounds else None, torch.cat(views) if views else None)
 
     @torch.no_grad()
     def features(self, excerpts: Sequence[Excerpt], tokens: bool = False) -> Embedding:
