@@ -117,7 +117,7 @@ def read_clip(path: str, row: int, select: Select, layout: Layout = NEWEST) -> d
                     f"clip {clip_id!r} keeps frame {frame} at bytes {first} to {stop} of {sizes['frames']}"
                 )
             jpegs.append(_read(file, stop - first, starts["frames"] + first))
-    except (ValueError, struct.error) as error:
+    except (ValueError, OverflowError, struct.error) as error:  # times that are no numbers, too
         raise DataError(
             f"record {row} of shard file {path!r} is damaged ({error}); prepare this data set again"
         ) from error
