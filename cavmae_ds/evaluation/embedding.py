@@ -1,6 +1,6 @@
 """Embeddings in Python: `cavmae_ds.load("runs/base").embed("clip.mp4")`.
 
-N clips, B of them at a time, seen at P positions, T frames each (T is 1 for CAV-MAE), La and Lv tokens of audio and
+N clips, B of them at a time, seen at F positions, T frames each (1 for CAV-MAE), La and Lv tokens of audio and
 frames, D width.
 """
 
@@ -56,7 +56,7 @@ class Excerpt(NamedTuple):
     audio: NDArray[np.int16] | None
     """[n] 16 kHz mono"""
     frames: NDArray[np.uint8] | None
-    """[P, T, H, W, 3] RGB"""
+    """[F, T, H, W, 3] RGB"""
     clip_id: str = ""
 
 
@@ -118,14 +118,13 @@ class Embedder:
             self.features([self._of_video(path) for path in clips[start : start + BATCH]])
             for start in range(0, len(clips), BATCH)
         ]
-        return Embedding(
-            torch.cat([part.audio for part in parts if part.audio is not None]),
-            torch.cat([part.image[:, 0] for part in parts if part.image is not None]) if self.sees else None,
-        )
+        sounds = [part.audio for part in parts if part.audio is not None]
+        views = [part.image[:, 0] for part in parts if part.image is not None]
+        return Embedding(torch.cat(sounds) if sounds else None, torch.cat(views) if views else None)
 
     @torch.no_grad()
     def features(self, excerpts: Sequence[Excerpt], tokens: bool = False) -> Embedding:
-        """Audio [B, D] and image [B, P, D] of clips that have the same parts; with tokens [B, La, D], [B, P, Lv, D].
+        """Audio [B, D] and image [B, F, D] of clips that have the same parts; with tokens [B, La, D], [B, F, Lv, D].
 
         A model that only hears does not look.
         """
@@ -144,7 +143,7 @@ class Embedder:
         return (found if tokens else found.mean(1)).cpu()
 
     def _seen(self, clips: Sequence[NDArray[np.uint8]], tokens: bool) -> Tensor:
-        """Frames [P, T, H, W, 3] of each clip, one position at a time."""
+        """Frames [F, T, H, W, 3] of each clip, one position at a time."""
         views = []
         for at_position in zip(*clips, strict=True):
             frames = padded_frames(at_position)[0].to(self._device).contiguous()  # [B, T, 3, H, W]
@@ -204,10 +203,10 @@ def select_excerpt(inputs: InputSpec, positions: Sequence[int]) -> Select:
 
 def decode_excerpt(sample: Mapping[str, Any], inputs: InputSpec, positions: Sequence[int]) -> Excerpt:
     """What select_excerpt has chosen. Raises DataError, naming the clip, if it is damaged or lacks what is read."""
-    read = inputs if positions else replace(inputs, frames=0)
-    clip = decode_clip(sample, read, clip_index=0, epoch=0)
-    frames = clip.frames.reshape(len(positions), -1, *clip.frames.shape[1:]) if positions else None
-    return Excerpt(clip.audio, frames, clip.clip_id)
+    looks, hears = bool(positions and inputs.frames), bool(inputs.log_mel_frames)
+    clip = decode_clip(sample, inputs if looks else replace(inputs, frames=0), clip_index=0, epoch=0)
+    frames = clip.frames.reshape(len(positions), -1, *clip.frames.shape[1:]) if looks else None
+    return Excerpt(clip.audio if hears else None, frames, clip.clip_id)
 
 
 def excerpt_of(sample: Mapping[str, Any], inputs: InputSpec, positions: Sequence[int]) -> Excerpt:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.schema import Damage
-from cavmae_ds.data.format.shards import check_shards, read_manifest
+from cavmae_ds.data.format.shards import check_shards
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.prepare.decode_pool import decode_in_order
 from cavmae_ds.data.prepare.inputs import VideoInput, find_inputs, video_input, without_duplicates
@@ -98,7 +98,7 @@ class DataSets(Dataset):
 
         data = DataConfig(cache_limit_gib=CACHE_LIMIT_GIB)
         for address in addresses:
-            check_shards(address, inputs.frame_size if positions else read_manifest(address, data).frame_size, data)
+            check_shards(address, inputs.frame_size if positions else None, data)
         self._shards = ShardCache(addresses, data)
         self._inputs, self._positions = inputs, tuple(positions)
 

@@ -1,6 +1,6 @@
 """Features of the clips of data sets, or of plain videos, to a file: one process, float32, every clip once, in order.
 
-N clips, F frames of each, La and Lv patches of a sound and a frame, D width.
+N clips, F positions in each, T frames at a position, La and Lv tokens of audio and frames, D width.
 """
 
 from __future__ import annotations

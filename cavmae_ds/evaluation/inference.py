@@ -125,7 +125,8 @@ def _loaded(weights: Path, shards: str, ema: bool, device: torch.device) -> tupl
     loaded = load_model(weights, ema, device=device)
     sees = "v" in loaded.model.modalities
     manifest = read_manifest(shards, DataConfig())
-    check_shards(shards, loaded.inputs.frame_size if sees else manifest.frame_size)
+    hears = "a" in loaded.model.modalities
+    check_shards(shards, loaded.inputs.frame_size if sees else None, reads_audio=hears)
     if loaded.classes and len(manifest.classes) > loaded.classes:
         raise DataError(
             f"the shards in {shards!r} name {len(manifest.classes)} classes, the model in {loaded.source!r} has "

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
 from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.config.sections.training import OptimConfig, TrainConfig
@@ -86,11 +89,14 @@ def _count_clips(data: DataConfig, inputs: InputSpec) -> _Clips:
         raise ConfigError(
             "data.train is not set: give the folder or s3:// address that `cavmae prepare` wrote, or data.sources"
         )
-    sources = training_sources(
-        data, [check_shards(source.remote, inputs.frame_size, data) for source in data.all_sources]
-    )
+
+    def check(address: str) -> NDArray[np.int64]:
+        frame_size = inputs.frame_size if inputs.frames else None
+        return check_shards(address, frame_size, data, reads_audio=inputs.log_mel_frames > 0)
+
+    sources = training_sources(data, [check(source.remote) for source in data.all_sources])
     if data.validation:
-        check_shards(data.validation, inputs.frame_size, data)
+        check(data.validation)
     return _Clips(
         by_source=tuple(len(source.trained) for source in sources),
         epoch=sum(source.epoch_clips for source in sources),

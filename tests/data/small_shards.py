@@ -8,7 +8,8 @@ from typing import Any
 
 from streaming import MDSWriter, StreamingDataset
 
-from cavmae_ds.data.format.schema import MDS_COLUMNS, Manifest
+from cavmae_ds.data.format.manifest import Manifest
+from cavmae_ds.data.format.schema import MDS_COLUMNS
 
 Change = Callable[[int, dict[str, Any]], None]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from cavmae_ds.data.format.schema import MDS_COLUMNS
+from cavmae_ds.data.format.layout import layout_of
 from cavmae_ds.errors import DataError, shortened
 
 INDEX = "index.json"
@@ -51,12 +51,15 @@ class Shard(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Shard:
-        columns = dict(zip(self.column_names, self.column_encodings, strict=False))
-        lengths = {len(self.column_names), len(self.column_encodings), len(self.column_sizes)}
-        if lengths != {len(MDS_COLUMNS)} or columns != MDS_COLUMNS or list(columns) != sorted(columns):
-            found = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-            expected = ", ".join(f"{name} {MDS_COLUMNS[name]}" for name in sorted(MDS_COLUMNS))
-            raise ValueError(f"its columns are {shortened(found, 400)}, expected {expected}")
+        try:
+            columns = len(layout_of(self.column_names, self.column_encodings).encodings)
+        except ValueError as error:
+            found = ", ".join(
+                f"{name} {kind}" for name, kind in zip(self.column_names, self.column_encodings, strict=False)
+            )
+            raise ValueError(f"its columns are {shortened(found, 400)}, {error}") from None
+        if len(self.column_sizes) != columns:
+            raise ValueError(f"it gives {len(self.column_sizes)} sizes of {columns} columns")
         if 4 * (self.samples + 2) > self.raw_data.bytes:
             raise ValueError(f"{self.samples} samples do not fit into {self.raw_data.bytes} bytes")
         return self

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cavmae_ds.data.format.index import INDEX, read_index
-from cavmae_ds.data.format.schema import Manifest
-from cavmae_ds.data.format.shard_file import decode_record
+from cavmae_ds.data.format.layout import layout_of
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.storage import Store, open_store
 from cavmae_ds.errors import DataError
 
-Sample = dict[str, Any]  # columns of MDS_COLUMNS
+Sample = dict[str, Any]  # one of KNOWN_COLUMNS
 
 
 class Records:
@@ -52,9 +52,10 @@ class Records:
         offsets = self._offsets_of(number)
         start = int(offsets[first])
         content = self._store.get_range(name, start, int(offsets[stop]))
+        layout = layout_of(self.shards[number]["column_names"], self.shards[number]["column_encodings"])
         for begin, end in zip(offsets[first:stop] - start, offsets[first + 1 : stop + 1] - start, strict=True):
             try:
-                yield decode_record(content[begin:end])
+                yield layout.decode(content[begin:end])
             except (ValueError, IndexError, UnicodeDecodeError) as error:
                 raise self._damaged(name, error) from error
 

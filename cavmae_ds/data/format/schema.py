@@ -1,7 +1,7 @@
 """What one clip looks like in a shard, and what the manifest beside the shards says.
 
-Letters: n = sound samples of a clip; H, W = height and width of a frame in pixels.
-Source of the columns: spec data-path.md section 5.
+Letters: n = audio samples of a clip; F = frames of a clip; H, W = height and width of a frame in pixels.
+Data sets are written with schema 2; those of schema 1 are read (docs/decisions/0016-records-of-any-length.md).
 """
 
 import io
@@ -15,19 +15,20 @@ import numpy as np
 import simplejpeg
 import soundfile
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from cavmae_ds.errors import DataError, shortened
+from cavmae_ds.errors import DataError
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 AUDIO_RATE_HZ = 16_000
 MIN_COMMON_SECONDS = 1.0  # sound and picture must be there together for so long
 CLIP_SECONDS = 10.0
 FRAMES_PER_CLIP = 10
+"""Frames of a clip unless `cavmae prepare` is asked for others; of every clip of schema 1."""
 FLAC_MAGIC = b"fLaC"
 
 AudioCodec = Literal["pcm16", "flac"]
 FrameRule = Literal["time", "official", "given"]
+Require = Literal["both", "audio", "video"]
 
 MDS_COLUMNS = {
     "clip_id": "str",
@@ -35,12 +36,18 @@ MDS_COLUMNS = {
     "start_s": "float64",
     "audio": "bytes",  # little-endian int16, or a FLAC file of the same samples
     "n_samples": "uint32",
-    "frames": "bytes",
-    "frame_offsets": f"ndarray:uint32:{FRAMES_PER_CLIP + 1}",
-    "frame_times": f"ndarray:float32:{FRAMES_PER_CLIP}",
-    "labels": "bytes",  # MDS cannot hold an empty ndarray, and a clip may have no label
+    "frames": "bytes",  # F JPEG files, one after another
+    "frame_offsets": "bytes",  # little-endian uint32 [F + 1]; frame k is frames[offsets[k] : offsets[k + 1]]
+    "frame_times": "bytes",  # little-endian float32 [F]
+    "labels": "bytes",  # little-endian int32 [any]; MDS cannot hold an empty ndarray, so none of these is one
     "flags": "uint16",
 }
+COLUMNS_WITH_TARGETS = MDS_COLUMNS | {"targets": "bytes"}  # see targets.py
+COLUMNS_OF_SCHEMA_1 = MDS_COLUMNS | {
+    "frame_offsets": f"ndarray:uint32:{FRAMES_PER_CLIP + 1}",
+    "frame_times": f"ndarray:float32:{FRAMES_PER_CLIP}",
+}
+KNOWN_COLUMNS = (MDS_COLUMNS, COLUMNS_WITH_TARGETS, COLUMNS_OF_SCHEMA_1)
 
 
 class Damage(str, Enum):
@@ -66,9 +73,11 @@ class ClipFlag(IntFlag):
     SILENT = 2  # every sample is zero
     ROTATED = 4  # the container asked for a rotation or a mirror image, which was applied
     AV_OFFSET_FILLED = 8  # silence stands where the sound track had a gap or began late
-    REPEATED_FRAMES = 16  # one source frame was on screen at more than one of the ten times
+    REPEATED_FRAMES = 16  # one source frame was on screen at more than one of the times
     SOME_CORRUPT_FRAMES = 32  # some packets did not decode; none of those frames was chosen
     VARIABLE_RATE = 64  # frames are not equally spaced in time
+    NO_SOUND = 128  # no audio samples are stored
+    NO_PICTURE = 256  # no frames are stored
 
     @classmethod
     def those(cls, applies: Mapping["ClipFlag", bool]) -> "ClipFlag":
@@ -85,9 +94,10 @@ def flag_names(flags: ClipFlag) -> list[str]:
 class ClipRecord:
     """One clip as it is stored.
 
-    audio: int16 [n], mono at AUDIO_RATE_HZ, never padded.
-    frames: FRAMES_PER_CLIP JPEG files; frame_times: presentation time of each, seconds from clip start.
+    audio: int16 [n], mono at AUDIO_RATE_HZ, never padded; n = 0: no sound.
+    frames: F JPEG files, none of a clip without video; frame_times: presentation time of each, seconds from clip start.
     labels: int32 [any], class ids. start_s: where the clip begins in its source, seconds.
+    targets: what pack_targets gives; None where the data set has no such column.
     """
 
     clip_id: str
@@ -98,22 +108,25 @@ class ClipRecord:
     frame_times: tuple[float, ...]
     labels: np.ndarray
     flags: ClipFlag
+    targets: bytes | None = None
 
     def to_mds(self, audio_codec: AudioCodec = "pcm16") -> dict[str, Any]:
-        """The sample for `MDSWriter(columns=MDS_COLUMNS)`."""
-        offsets = np.cumsum([0, *map(len, self.frames)], dtype=np.uint32)  # [FRAMES_PER_CLIP + 1]
-        return {
+        """The sample for `MDSWriter(columns=MDS_COLUMNS)`, or COLUMNS_WITH_TARGETS."""
+        offsets = np.cumsum([0, *map(len, self.frames)]).astype("<u4")  # [F + 1]
+        as_flac = audio_codec == "flac" and len(self.audio) > 0
+        sample = {
             "clip_id": self.clip_id,
             "source": self.source,
             "start_s": self.start_s,
-            "audio": _flac(self.audio) if audio_codec == "flac" else self.audio.astype("<i2").tobytes(),
+            "audio": _flac(self.audio) if as_flac else self.audio.astype("<i2").tobytes(),
             "n_samples": len(self.audio),
             "frames": b"".join(self.frames),
-            "frame_offsets": offsets,
-            "frame_times": np.array(self.frame_times, np.float32),
+            "frame_offsets": offsets.tobytes(),
+            "frame_times": np.array(self.frame_times, "<f4").tobytes(),
             "labels": self.labels.astype("<i4").tobytes(),
             "flags": int(self.flags),
         }
+        return sample if self.targets is None else sample | {"targets": self.targets}
 
 
 def audio_of(sample: Mapping[str, Any], first_sample: int = 0, samples: int | None = None) -> np.ndarray:
@@ -145,21 +158,34 @@ def _flac(samples: np.ndarray) -> bytes:
 
 
 def frame_count(sample: Mapping[str, Any]) -> int:
-    """F, the frames that the sample holds."""
-    return len(sample["frame_offsets"]) - 1
+    """F, the frames that the sample holds. Raises DataError when its offsets are no whole numbers."""
+    return max(len(_numbers(sample, "frame_offsets", "<u4")) - 1, 0)
 
 
 def frame_times_of(sample: Mapping[str, Any]) -> np.ndarray:
-    """When each frame was on screen, s from clip start: float32 [F]."""
-    return sample["frame_times"]
+    """When each frame was on screen, s from clip start: float32 [F]. Raises DataError unless each frame has one."""
+    times, frames = _numbers(sample, "frame_times", "<f4"), frame_count(sample)
+    if len(times) != frames:
+        raise damaged(Damage.FRAME, sample, f"has {len(times)} times of {frames} frames")
+    return times
+
+
+def _numbers(sample: Mapping[str, Any], column: str, kind: str) -> Any:
+    """A column of four-byte numbers: bytes in schema 2, an array in schema 1."""
+    values = sample[column]
+    if not isinstance(values, bytes):
+        return values
+    if len(values) % 4:
+        raise damaged(Damage.FRAME, sample, f"has {len(values)} bytes of {column}, expected a multiple of 4")
+    return np.frombuffer(values, kind)
 
 
 def frame_jpeg(sample: Mapping[str, Any], k: int) -> bytes:
-    """JPEG file of frame k of those that the sample holds. Raises DataError when the offsets do not fit."""
-    frames = frame_count(sample)
-    if not 0 <= k < frames:
-        raise IndexError(f"frame {k} of a clip of {frames}")
-    start, stop = (int(offset) for offset in sample["frame_offsets"][k : k + 2])
+    """JPEG file of frame k of those that the sample holds. Raises DataError when there is none or it cannot be."""
+    offsets = _numbers(sample, "frame_offsets", "<u4")
+    if not 0 <= k < len(offsets) - 1:
+        raise no_such_frame(sample["clip_id"], k, max(len(offsets) - 1, 0))
+    start, stop = (int(offset) for offset in offsets[k : k + 2])
     if not start < stop <= len(sample["frames"]):
         where = f"at bytes {start} to {stop} of {len(sample['frames'])}"
         raise damaged(Damage.FRAME, sample, f"keeps frame {_number(sample, k)} {where}, which cannot be")
@@ -205,47 +231,16 @@ def labels_of(sample: Mapping[str, Any]) -> np.ndarray:
 
 
 def damaged(damage: Damage, sample: Mapping[str, Any], what: str) -> DamagedClip:
+    """The error that names a clip and what is wrong with it."""
     error = DamagedClip(f"clip {sample['clip_id']!r} {what}; the shard is damaged, prepare this data set again")
     error.damage = damage
     return error
 
 
-class DataSetFacts(BaseModel):
-    """What holds for every clip of a data set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    audio_codec: AudioCodec = "pcm16"
-    audio_rate_hz: int = AUDIO_RATE_HZ
-    channel: Literal["first", "mean"]
-    audio_track: PositiveInt = 1  # of the sound tracks of an input; 1 is the first
-    clip_seconds: PositiveFloat
-    windows: bool = False  # longer inputs were cut into clips of this length; else only their beginning is here
-    frame_size: PositiveInt  # pixels, height = width
-    frames_per_clip: int = FRAMES_PER_CLIP
-    frame_rule: FrameRule = "time"  # how the frames were chosen; "given": not by us
-    jpeg_quality: int | None  # None: images are stored as they came
-    classes: tuple[str, ...]  # label k of a clip means classes[k]
-    class_ids: tuple[str, ...] = ()  # official id (mid) of each class; empty: none known
-
-
-class Manifest(DataSetFacts):
-    """manifest.json: how every clip of a data set was made, and how many there are."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    clips: NonNegativeInt
-    rejected: dict[str, NonNegativeInt]  # inputs turned away, by RejectCode
-    tool_versions: dict[str, str]
-
-    @classmethod
-    def read(cls, content: bytes) -> "Manifest":
-        """Parses manifest.json. Raises DataError naming the field that does not fit."""
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(
-                f"manifest.json does not describe a data set of this version: {shortened(where)}: {first['msg']}, "
-                f"got {str(first.get('input'))[:80]!r}; prepare the data set again"
-            ) from error
+def no_such_frame(clip_id: str, k: int, frames: int) -> DamagedClip:
+    """The error for a frame that a whole clip does not have."""
+    error = DamagedClip(
+        f"clip {clip_id!r} has {frames} frames, so no frame {k}; prepare this data set with more frames"
+    )
+    error.damage = Damage.FRAME
+    return error

@@ -1,7 +1,7 @@
 """One clip with some of its frames out of a local shard file: training reads what it decodes and nothing else.
 
-A shard file (MDS) holds the number of records n, n + 1 offsets, a description, and the records back to back. A record
-is the sizes of its columns that have no fixed one, then all columns in alphabetical order (spec/data-path.md 5).
+A shard file (MDS) holds the number of records n, n + 1 offsets, a description, and the records back to back, each of
+which is laid out as layout.py says (spec/data-path.md 5).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cavmae_ds.data.format.schema import FLAC_MAGIC, MDS_COLUMNS, audio_of, frame_jpeg, frame_times_of
+from cavmae_ds.data.format.layout import NEWEST, Layout, layout_of
+from cavmae_ds.data.format.schema import FLAC_MAGIC, audio_of, frame_jpeg, frame_times_of, no_such_frame
 from cavmae_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
     from streaming.base.format.mds import MDSReader
 
 
-def _fixed_size(encoding: str) -> int | None:
-    """Bytes of a column: `uint32`, `ndarray:uint32:11`; None of `str` and `bytes`, which vary."""
-    kind, *values = encoding.split(":")
-    if kind == "ndarray":
-        return np.dtype(values[0]).itemsize * int(values[1])
-    return None if kind in ("str", "bytes") else np.dtype(kind).itemsize
-
-
-_FIXED_SIZES = {name: _fixed_size(MDS_COLUMNS[name]) for name in sorted(MDS_COLUMNS)}
-_SIZES = struct.Struct(f"<{list(_FIXED_SIZES.values()).count(None)}I")  # at the head of each record
 _RANGE = struct.Struct("<2I")
 
 
@@ -62,12 +53,21 @@ def all_audio_and(*frames: int) -> Select:
 def check_columns(shard: Reader) -> None:
     """Raises DataError, naming the shard, when its records are not laid out as read_clip expects."""
     columns: Any = shard  # an MDSReader
-    found = dict(zip(columns.column_names, columns.column_encodings, strict=True))
-    if found != MDS_COLUMNS or list(zip(found, columns.column_sizes, strict=True)) != list(_FIXED_SIZES.items()):
+    try:
+        fitting = list(shard_layout(columns).fixed_sizes.values()) == list(columns.column_sizes)
+    except ValueError:
+        fitting = False
+    if not fitting:
         raise DataError(
-            f"shard {columns.raw_data.basename!r} has the columns {', '.join(found)} of {columns.column_sizes} bytes, "
-            f"expected {', '.join(_FIXED_SIZES)} of {list(_FIXED_SIZES.values())}; prepare this data set again"
+            f"shard {columns.raw_data.basename!r} has the columns {', '.join(columns.column_names)} of "
+            f"{columns.column_sizes} bytes, expected {', '.join(NEWEST.fixed_sizes)} of "
+            f"{list(NEWEST.fixed_sizes.values())}, or those of schema 1; prepare this data set again"
         )
+
+
+def shard_layout(shard: MDSReader) -> Layout:
+    """How the records of a shard lie in its file. Raises ValueError for columns that are not known."""
+    return layout_of(shard.column_names, shard.column_encodings)
 
 
 def shard_path(shard: MDSReader) -> str:
@@ -75,20 +75,19 @@ def shard_path(shard: MDSReader) -> str:
     return os.path.join(shard.dirname, shard.split, shard.raw_data.basename)  # noqa: PTH118  for each clip, so cheaply
 
 
-def read_clip(path: str, row: int, select: Select) -> dict[str, Any]:
+def read_clip(path: str, row: int, select: Select, layout: Layout = NEWEST) -> dict[str, Any]:
     """What `select` wants of record `row` of a shard file, for the functions of data.schema; nothing else is read.
 
     Gives the columns clip_id, audio, n_samples, labels, frames and frame_offsets as if the record held the selected
     samples and frames alone, and frame_numbers, which those frames are. Of FLAC the whole file is read, but only the
     selected samples are decoded. Raises FileNotFoundError when there is no such file, DataError naming it when the
-    record cannot be what it says.
+    record cannot be what it says, or the clip when it has no such frame.
     """
     file = os.open(path, os.O_RDONLY)
     try:
         begin, end = _RANGE.unpack(_read(file, _RANGE.size, 4 * (1 + row)))
-        varying = iter(_SIZES.unpack(_read(file, _SIZES.size, begin)))
-        sizes = {name: next(varying) if size is None else size for name, size in _FIXED_SIZES.items()}
-        starts, at = {}, begin + _SIZES.size
+        sizes = layout.sizes(_read(file, layout.head.size, begin))
+        starts, at = {}, begin + layout.head.size
         for name, size in sizes.items():
             starts[name] = at
             at += size
@@ -102,19 +101,23 @@ def read_clip(path: str, row: int, select: Select) -> dict[str, Any]:
         clip_id = small[: sizes["clip_id"]].decode()
         offsets = np.frombuffer(small, "<u4", sizes["frame_offsets"] // 4, starts["frame_offsets"] - at).tolist()
         times = np.frombuffer(small, "<f4", sizes["frame_times"] // 4, starts["frame_times"] - at)
+        if len(offsets) != len(times) + 1:
+            raise ValueError(f"clip {clip_id!r} has {len(offsets)} offsets and {len(times)} times of frames")
         rest, at = columns("labels", "source")
         n_samples = int.from_bytes(rest[starts["n_samples"] - at :], "little")
         wanted = select(Contents(n_samples, times))
         audio = _read_audio(file, starts["audio"], sizes["audio"], clip_id, n_samples, wanted)
         jpegs = []
         for frame in wanted.frames:
+            if not 0 <= frame < len(times):
+                raise no_such_frame(clip_id, frame, len(times))
             first, stop = offsets[frame : frame + 2]
             if not first < stop <= sizes["frames"]:
                 raise ValueError(
                     f"clip {clip_id!r} keeps frame {frame} at bytes {first} to {stop} of {sizes['frames']}"
                 )
             jpegs.append(_read(file, stop - first, starts["frames"] + first))
-    except (ValueError, struct.error) as error:
+    except (ValueError, OverflowError, struct.error) as error:  # times that are no numbers, too
         raise DataError(
             f"record {row} of shard file {path!r} is damaged ({error}); prepare this data set again"
         ) from error
@@ -153,29 +156,6 @@ def _selected(clip_id: str, audio: bytes, labels: bytes, jpegs: list[bytes], wan
         "frame_offsets": list(accumulate(map(len, jpegs), initial=0)),
         "frame_numbers": wanted.frames,
     }
-
-
-def decode_record(content: bytes) -> dict[str, Any]:
-    """All columns of MDS_COLUMNS from the bytes of a record. Raises ValueError when it cannot be what it says."""
-    if len(content) < _SIZES.size:
-        raise ValueError(f"a record has {len(content)} bytes, its head alone takes {_SIZES.size}")
-    varying, at, sample = iter(_SIZES.unpack_from(content)), _SIZES.size, {}
-    for name, fixed in _FIXED_SIZES.items():
-        size = next(varying) if fixed is None else fixed
-        sample[name] = _decoded(MDS_COLUMNS[name], content[at : at + size])
-        at += size
-    if at != len(content):
-        raise ValueError(f"its columns take {at} bytes, the record has {len(content)}")
-    return sample
-
-
-def _decoded(encoding: str, value: bytes) -> Any:
-    kind, *values = encoding.split(":")
-    if kind == "ndarray":
-        return np.frombuffer(value, values[0])
-    if kind in ("str", "bytes"):
-        return value.decode() if kind == "str" else value
-    return np.frombuffer(value, kind)[0]
 
 
 def _read(file: int, size: int, at: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A few clips of a data set as pictures: some of their frames and their log-mel."""
+"""A few clips of a data set as pictures: some of their frames and their log-mel, where they have them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records, Sample
 from cavmae_ds.data.format.schema import (
     AUDIO_RATE_HZ,
     ClipFlag,
-    Manifest,
     audio_of,
     decode_frame,
     flag_names,
+    frame_count,
     frame_jpeg,
+    frame_times_of,
     labels_of,
 )
 from cavmae_ds.data.format.spread import spread
@@ -29,7 +31,7 @@ from cavmae_ds.data.inspect.log_mel_image import GREY, draw_colour_bar, draw_log
 from cavmae_ds.data.transforms.log_mel import LogMel, frames_of
 from cavmae_ds.errors import printable
 
-SHOWN_FRAMES = (0, 3, 6, 9)
+SHOWN_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class ShownClip:
     start_s: float
     labels: list[str]  # class names
     flags: list[str]
-    frames: list[bytes]  # JPEG files of SHOWN_FRAMES
+    frames: list[bytes]  # at most SHOWN_FRAMES JPEG files; none of a clip without a picture
     frame_times_s: list[float]
-    audio: NDArray[np.int16]  # [n]
+    audio: NDArray[np.int16]  # [n], n = 0 of a clip without sound
     log_mel: NDArray[np.float32]  # [T, 128], raw
 
     @property
@@ -64,7 +66,7 @@ def spread_clips(records: Records, clips: int) -> list[ShownClip]:
 
 
 def _shown(sample: Sample, manifest: Manifest, front_end: LogMel) -> ShownClip:
-    audio = audio_of(sample)
+    audio, shown, times_s = audio_of(sample), shown_frames(frame_count(sample)), frame_times_of(sample)
     n_samples = torch.tensor([len(audio)])
     log_mel = front_end(torch.tensor(audio)[None], n_samples, int(frames_of(n_samples)))[0]  # [T, M]
     return ShownClip(
@@ -73,10 +75,19 @@ def _shown(sample: Sample, manifest: Manifest, front_end: LogMel) -> ShownClip:
         start_s=sample["start_s"],
         labels=[manifest.classes[label] for label in labels_of(sample)],
         flags=flag_names(ClipFlag(int(sample["flags"]))),
-        frames=[frame_jpeg(sample, k) for k in SHOWN_FRAMES],
-        frame_times_s=[float(sample["frame_times"][k]) for k in SHOWN_FRAMES],
+        frames=[frame_jpeg(sample, k) for k in shown],
+        frame_times_s=[float(times_s[k]) for k in shown],
         audio=audio,
         log_mel=log_mel.numpy(),
+    )
+
+
+def shown_frames(frames: int) -> list[int]:
+    """Numbers of SHOWN_FRAMES of so many frames, from the first to the last; all where there are no more."""
+    return (
+        [k * (frames - 1) // (SHOWN_FRAMES - 1) for k in range(SHOWN_FRAMES)]
+        if frames > SHOWN_FRAMES
+        else [*range(frames)]
     )
 
 
@@ -90,14 +101,19 @@ def draw_sheet(clips: Sequence[ShownClip], title: str) -> Figure:
         row.suptitle(
             printable("   ".join(word for word in words if word)), fontsize=8, x=0.01, ha="left", parse_math=False
         )
-        panels = row.subplots(1, len(SHOWN_FRAMES) + 1, width_ratios=[1] * len(SHOWN_FRAMES) + [3.4])
+        panels = row.subplots(1, SHOWN_FRAMES + 1, width_ratios=[1] * SHOWN_FRAMES + [3.4])
+        for panel in panels[len(clip.frames) : SHOWN_FRAMES]:
+            panel.set_axis_off()
         for panel, jpeg, time_s in zip(panels, clip.frames, clip.frame_times_s, strict=False):
             panel.imshow(decode_frame(jpeg))
             panel.set_xticks([])
             panel.set_yticks([])
             panel.set_xlabel(f"{time_s:.2f} s", fontsize=7, color=GREY)
             panel.spines[:].set_visible(False)
-        _draw_sound(panels[-1], clip)
+        if len(clip.audio):
+            _draw_sound(panels[-1], clip)
+        else:
+            panels[-1].set_axis_off()
     return figure
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from cavmae_ds.data.format.balance import SAMPLE_WEIGHTS, read_sample_weights
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records
-from cavmae_ds.data.format.schema import ClipFlag, Manifest
+from cavmae_ds.data.format.schema import ClipFlag
 from cavmae_ds.data.prepare.building import Progress, silent
 from cavmae_ds.data.prepare.publishing import OUTCOMES
 from cavmae_ds.data.storage import Store, open_store

@@ -84,7 +84,7 @@ def clip_sums(
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sums:
-    """Sums over the log-mels of the clips at these places, which ascend; independent of `workers`.
+    """Sums over the log-mels of the clips with sound at these places, which ascend; independent of `workers`.
 
     Sounds are read by `workers` other processes (0: by this one); log-mels are computed in batches on `device`.
     Raises DataError naming a damaged clip or shard: statistics of a part would be mistaken for those of the whole.
@@ -95,23 +95,25 @@ def clip_sums(
         _Sounds(records, places), batch_size=None, num_workers=workers, multiprocessing_context=worker_context(workers)
     )
     parts = []
-    done = 0
-    for batch in cast(Iterator[tuple[Tensor, Tensor] | DataError], micro_batches(loader)):
+    for number, batch in enumerate(cast(Iterator[tuple[Tensor, Tensor] | DataError], micro_batches(loader)), 1):
         if isinstance(batch, DataError):
             raise batch
+        progress(min(number * CLIPS_AT_ONCE, len(places)), len(places))
         waveform, n_samples = batch
+        if not len(n_samples):
+            continue
         frames = frames_of(n_samples).to(device)  # [B]
         mel = log_mel(waveform.to(device), n_samples.to(device), int(frames.max())).double()  # [B, T, M]
         first = mel[:, :OFFICIAL_FRAMES]  # rows after a clip's end are 0.0: they add nothing
         sums = [part.sum((1, 2)) for part in (mel, mel.square(), first, first.square())]
         parts.append(torch.stack([frames.double(), *sums], 1).cpu())
-        done += len(frames)
-        progress(done, len(places))
+    if not parts:
+        raise DataError(f"none of {len(places)} clips in {records.address!r} has sound: there is nothing to measure")
     return Sums(torch.cat(parts).numpy())
 
 
 class _Sounds(Dataset):
-    """Batches of sounds: int16 [B, N], zeros after each clip's end, and n_samples [B]."""
+    """Batches of sounds: int16 [B, N], zeros after each clip's end, and n_samples [B]. Clips without are left out."""
 
     def __init__(self, records: Records, places: Sequence[int]):
         self._records = copy(records)  # without the connection to a bucket that this process may have
@@ -126,7 +128,8 @@ class _Sounds(Dataset):
             sounds = [audio_of(sample) for sample in self._records.read(places)]
         except DataError as error:
             return error  # raised here, torch would wrap it in the worker's traceback
-        return padded(sounds)
+        sounds = [sound for sound in sounds if len(sound)]
+        return padded(sounds) if sounds else (torch.zeros(0, 0, dtype=torch.int16), torch.zeros(0, dtype=torch.int64))
 
 
 def _mean_std(

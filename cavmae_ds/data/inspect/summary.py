@@ -42,6 +42,10 @@ def summary(found: Inspection) -> list[Section]:
 def _facts(found: Inspection) -> Section:
     manifest = found.manifest
     seconds = float(np.sum(found.seconds))
+    count = manifest.frames_per_clip or f"{manifest.frames_per_second:g} a second"
+    sides = f"{manifest.frame_size} x {manifest.frame_size} pixels"
+    if manifest.short_side:
+        sides = f"whole pictures, short side {manifest.short_side} pixels"
     quality = f"JPEG quality {manifest.jpeg_quality}" if manifest.jpeg_quality else "JPEG files as they came"
     windows = ", longer inputs cut into several" if manifest.windows else ""
     rows = [
@@ -50,8 +54,8 @@ def _facts(found: Inspection) -> Section:
                      f"{manifest.channel} channel"),
         Row("shards", f"{found.shards:,}, {_size(found.bytes)}, {_size(found.bytes / max(manifest.clips, 1))} a clip"),
         Row("clip length limit", f"{manifest.clip_seconds:g} s{windows}"),
-        Row("frames", f"{manifest.frames_per_clip} of {manifest.frame_size} x {manifest.frame_size} pixels, "
-                      f"{quality}, frame rule {manifest.frame_rule!r}"),
+        Row("frames", f"{count} of {sides}, {quality}, frame rule {manifest.frame_rule!r}"),
+        Row("every clip has", {"both": "sound and picture", "audio": "sound", "video": "a picture"}[manifest.require]),
         Row("classes", f"{len(manifest.classes):,}"),
         Row("balanced sampling", "weights are stored" if found.balanced else "not possible: no weights are stored"),
         Row("made by", f"cavmae-ds {manifest.tool_versions.get('cavmae-ds', '?')}, schema {manifest.schema_version}"),
@@ -61,6 +65,7 @@ def _facts(found: Inspection) -> Section:
 
 def _durations(found: Inspection) -> Section:
     seconds = np.array(found.seconds)
+    seconds = seconds[seconds > 0]  # of sound: what has none is counted among the unusual clips
     if not len(seconds):
         return Section("length of clips", [])
     width = next((w for w in BIN_SECONDS if np.ptp(seconds) / w <= MOST_BINS - 1), BIN_SECONDS[-1])

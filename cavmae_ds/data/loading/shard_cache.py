@@ -20,7 +20,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.shared import SharedArray
 
 from cavmae_ds.config.sections.data import DataConfig
-from cavmae_ds.data.format.shard_file import Select, check_columns, read_clip, shard_path
+from cavmae_ds.data.format.shard_file import Select, check_columns, read_clip, shard_layout, shard_path
 from cavmae_ds.data.loading.download import BadShard, ShardError, ShardStream
 from cavmae_ds.data.loading.shared_memory import own_names
 from cavmae_ds.distributed.collectives import barrier
@@ -66,7 +66,11 @@ class ShardCache(StreamingDataset):
 
     def selected(self, place: int, select: Select) -> dict[str, Any]:
         """What `select` wants of the record (see read_clip): with one frame 0.4 of the CPU time."""
-        return self._read(place, lambda shard, row: read_clip(shard_path(shard), row, select), MOST_EVICTIONS)
+
+        def read(shard: Any, row: int) -> dict[str, Any]:
+            return read_clip(shard_path(shard), row, select, shard_layout(shard))
+
+        return self._read(place, read, MOST_EVICTIONS)
 
     def _read(self, place: int, read: Callable[[Any, int], dict[str, Any]], retry: int) -> dict[str, Any]:
         """What `read` makes of a shard's reader and the row that a place has in it."""

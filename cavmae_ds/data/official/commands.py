@@ -24,7 +24,7 @@ def import_official(
         list[str], typer.Option(metavar="OLD=NEW", help="Look below NEW for paths that begin with OLD. Repeatable.")
     ] = [],  # noqa: B006  typer reads it and never changes it
     frame_size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 224,
-    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips whose sound is all zeros.")] = False,
     audio_codec: AudioCodecOption = AudioCodec.pcm16,
     shard: Shard = "1/1",
     max_bad: MaxBad = 0.05,
@@ -85,6 +85,8 @@ def create_official(
     with progress_bar("writing clips") as progress:
         exported = create(shards, out, limit=limit, ids=_lines(ids) if ids else None, progress=progress)
     out_console.print(f"{exported.clips} clips are in {out / LISTING}", soft_wrap=True)
+    if exported.left_out:
+        err_console.print(f"{exported.left_out} clips without sound or picture are left out", soft_wrap=True)
     if exported.without_label:
         err_console.print(
             f"{exported.without_label} of them have no label, which the official loader does not accept", soft_wrap=True

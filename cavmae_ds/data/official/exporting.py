@@ -21,8 +21,9 @@ import soundfile
 
 from cavmae_ds.atomic_io import refusing_to_write
 from cavmae_ds.data.format.balance import SAMPLE_WEIGHTS, read_sample_weights
+from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.records import Records, Sample
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, Manifest, audio_of, frame_jpeg, labels_of
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, FRAMES_PER_CLIP, audio_of, frame_count, frame_jpeg, labels_of
 from cavmae_ds.data.official.importing import LABEL_COLUMNS
 from cavmae_ds.data.prepare.building import Progress, silent
 from cavmae_ds.data.storage import open_store
@@ -36,10 +37,11 @@ MAX_NAME_BYTES = 255 - len(".jpg")  # what file systems allow
 
 
 class Exported(NamedTuple):
-    """How many clips were written, and how many of them have no label."""
+    """How many clips were written, how many of them have no label, and how many were left out."""
 
     clips: int
     without_label: int
+    left_out: int = 0  # without sound or picture, which the official layout does not know
 
 
 def create_official(
@@ -52,9 +54,11 @@ def create_official(
 ) -> Exported:
     """Writes clips of a data set (a folder or s3://) to a new folder: all, the first `limit`, or those with `ids`.
 
-    Sound is 16 kHz mono 16-bit PCM; JPEG files are the stored ones; the video_id is file_name of the clip id; weights
-    are the clips' weights in the data set, if it has any. The folder appears when all of it is written. Raises
-    DataError when it is there already, or when a clip id is missing, unknown or too long for a file name.
+    Sound is 16 kHz mono 16-bit PCM; JPEG files are ten of the stored ones, evenly spread, some twice where there are
+    fewer (the official loader cuts whole ones itself); the video_id is file_name of the clip id; weights are the clips'
+    weights in the data set, if it has any. Clips without sound or picture are left out. The folder appears when all of
+    it is written. Raises DataError when it is there already, when a clip id is missing, unknown or too long for a file
+    name, or when no clip has both parts.
     """
     records = Records(shards)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -67,18 +71,22 @@ def create_official(
         with refusing_to_write(out, errno.ENOENT):
             for folder in ("audio", *(f"frames/frame_{k}" for k in range(FRAMES_PER_CLIP))):
                 (partial / folder).mkdir(parents=True)
-            names, labels = [], []
-            for done, sample in enumerate(records.read(places), 1):
-                names.append(file_name(sample["clip_id"]))
-                labels.append(labels_of(sample).tolist())
-                _write_clip(partial, names[-1], sample)
+            names, labels, written = [], [], []
+            for done, (place, sample) in enumerate(zip(places, records.read(places), strict=True), 1):
+                if frame_count(sample) and sample["n_samples"]:
+                    names.append(file_name(sample["clip_id"]))
+                    labels.append(labels_of(sample).tolist())
+                    written.append(place)
+                    _write_clip(partial, names[-1], sample)
                 progress(done, len(places))
-            _write_tables(partial, records, places)
+            if places and not written:
+                raise DataError(f"none of {len(places)} clips in {shards!r} has sound and picture, as official ones do")
+            _write_tables(partial, records, written)
             _write_listing(partial, final, names, labels, official_class_ids(records.manifest))
             partial.replace(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(len(names), labels.count([]))
+    return Exported(len(names), labels.count([]), len(places) - len(written))
 
 
 def file_name(clip_id: str) -> str:
@@ -113,8 +121,10 @@ def _places(records: Records, limit: int | None, ids: Collection[str] | None) ->
 
 
 def _write_clip(folder: Path, name: str, sample: Sample) -> None:
+    frames = frame_count(sample)
     for k in range(FRAMES_PER_CLIP):
-        (folder / "frames" / f"frame_{k}" / f"{name}.jpg").write_bytes(frame_jpeg(sample, k))
+        jpeg = frame_jpeg(sample, k * frames // FRAMES_PER_CLIP)
+        (folder / "frames" / f"frame_{k}" / f"{name}.jpg").write_bytes(jpeg)
     content = io.BytesIO()  # libsndfile does not say why a file cannot be written
     soundfile.write(content, audio_of(sample), AUDIO_RATE_HZ, subtype="PCM_16", format="WAV")
     (folder / "audio" / f"{name}.wav").write_bytes(content.getvalue())

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cavmae_ds.atomic_io import read_text
-from cavmae_ds.data.format.schema import DataSetFacts
+from cavmae_ds.data.format.manifest import DataSetFacts
 from cavmae_ds.data.official.clip import OfficialInput, read_official
 from cavmae_ds.data.prepare.building import (
     ALONE,

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, MDS_COLUMNS, DataSetFacts
+from cavmae_ds.data.format.manifest import DataSetFacts
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, MDS_COLUMNS, SCHEMA_VERSION
 from cavmae_ds.data.prepare.decode_pool import Decoded, Reader, Sample, Splitter, decode_in_order
 from cavmae_ds.data.prepare.inputs import Input
 from cavmae_ds.data.prepare.publishing import OUTCOMES, Outcome, PrepareReport, outcomes_json, publish, to_json
@@ -27,6 +28,7 @@ from cavmae_ds.data.prepare.settings import BuildSettings
 from cavmae_ds.data.storage import Store, open_store
 from cavmae_ds.errors import ConfigError, DataError
 
+SCHEMA = "schema of the records"
 SHARD_BYTES = 128 * 2**20
 SHARD_HASHES = ["xxh3_64"]
 DEFAULT_MAX_BAD_SHARE = 0.05
@@ -119,6 +121,7 @@ def _agree_on_plan(store: Store, inputs: Sequence[Input], settings: BuildSetting
     plan = {
         "number of inputs": len(inputs),
         "names or labels of the inputs (sha256)": _fingerprint(inputs),
+        SCHEMA: SCHEMA_VERSION,
         **settings.model_dump(mode="json"),
     }
     if not store.exists("prepare.json"):
@@ -127,7 +130,14 @@ def _agree_on_plan(store: Store, inputs: Sequence[Input], settings: BuildSetting
         store.put_bytes("prepare.json", to_json(plan))
     # Read back even so: of two that begin at once with different settings, the plan of one is there.
     defaults = {name: field.default for name, field in type(settings).model_fields.items()}
-    earlier = defaults | json.loads(store.get_bytes("prepare.json"))  # begun, perhaps, when there were fewer settings
+    begun = {SCHEMA: 1} | defaults  # perhaps when there were fewer settings
+    earlier = begun | json.loads(store.get_bytes("prepare.json"))
+    if earlier[SCHEMA] != SCHEMA_VERSION and not store.exists("index.json"):
+        raise DataError(
+            f"{store.url} was begun by another version, whose records have schema {earlier[SCHEMA]!s:.20}, not "
+            f"{SCHEMA_VERSION}: finish it with that version, or give another --out"
+        )
+    plan[SCHEMA] = earlier[SCHEMA]
     differing = [key for key in sorted({*plan, *earlier}) if plan.get(key) != earlier.get(key)]
     if differing:
         changes = ", ".join(f"{key} {earlier.get(key)!s:.80} then, {plan.get(key)!s:.80} now" for key in differing)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cavmae_ds.data.prepare.rejects import RejectCode
-from cavmae_ds.errors import distinct
+from cavmae_ds.errors import ConfigError, distinct
 from cavmae_ds.terminal import Workers, echo, folding_table, out_console, progress_bar, read_lines
 
 if TYPE_CHECKING:
@@ -44,10 +44,18 @@ AudioCodecOption = Annotated[
 
 
 class FrameRule(str, Enum):
-    """How the ten frames of a clip are chosen."""
+    """How the frames of a clip are chosen."""
 
     time = "time"
     official = "official"
+
+
+class Require(str, Enum):
+    """What every clip must have."""
+
+    both = "both"
+    audio = "audio"
+    video = "video"
 
 
 class Channel(str, Enum):
@@ -67,18 +75,34 @@ def prepare(
     classes: Annotated[
         Path | None, typer.Option(help="One class name a line; numbers the labels alike in every data set.")
     ] = None,
-    frame_size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 224,
+    frame_size: Annotated[
+        int | None,
+        typer.Option(min=16, max=1024, show_default="224", help="Frames are cut to a square of this side, pixels."),
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Keep whole frames, their short side scaled to these pixels.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=1800, show_default="10", help="Frames of a clip, at equal steps of time.")
+    ] = None,
+    frames_per_second: Annotated[
+        float | None, typer.Option(min=0.1, max=60, help="Frames at this rate instead, as many as a clip has.")
+    ] = None,
+    require: Annotated[
+        Require, typer.Option(help="What a clip must have; the other is left out where it is missing or damaged.")
+    ] = Require.both,
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100)] = 90,
     clip_seconds: Annotated[float, typer.Option(min=1, max=30, help="Longest clip.")] = 10.0,
     channel: Annotated[Channel, typer.Option(help="The first sound channel or their mean.")] = Channel.first,
     audio_track: Annotated[int, typer.Option(min=1, help="Which sound track of a file is read; 1 is the first.")] = 1,
-    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips without a sound.")] = False,
+    keep_silent: Annotated[bool, typer.Option("--keep-silent", help="Keep clips whose sound is all zeros.")] = False,
     windows: Annotated[
         bool,
         typer.Option("--windows", help="Cut longer videos into clips, one after another, not just their beginning."),
     ] = False,
     frame_rule: Annotated[
-        FrameRule, typer.Option(help="Frames at ten equal steps of time, or those the official CAV-MAE script picks.")
+        FrameRule,
+        typer.Option(help="Frames at equal steps of time, or the ten that the official CAV-MAE script picks."),
     ] = FrameRule.time,
     audio_codec: AudioCodecOption = AudioCodec.pcm16,
     shard: Shard = "1/1",
@@ -96,13 +120,24 @@ def prepare(
       cavmae prepare videos/ --out s3://bucket/train
       cavmae prepare train.csv --out shards/train --classes classes.txt --max-bad 0.1
       cavmae prepare videos/ --out s3://bucket/train --windows --shard 3/8
+      cavmae prepare videos/ --out shards/train --frames-per-second 8 --short-side 256 --require audio
     """
     from cavmae_ds.data.prepare.building import Share
     from cavmae_ds.data.prepare.settings import PrepareSettings
     from cavmae_ds.data.prepare.videos import prepare as prepare_data_set
 
+    if frame_size and short_side:
+        raise ConfigError("--frame-size and --short-side were both given; give one of them")
+    if frames and frames_per_second:
+        raise ConfigError("--frames and --frames-per-second were both given; give one of them")
+    if frame_rule is FrameRule.official and (frames_per_second or frames not in (None, 10)):
+        raise ConfigError("--frame-rule official picks ten frames; leave out --frames and --frames-per-second")
     settings = PrepareSettings(
-        frame_size=frame_size,
+        frame_size=frame_size or 224,
+        short_side=short_side,
+        frames=frames or 10,
+        frames_per_second=frames_per_second,
+        require=require.value,
         jpeg_quality=jpeg_quality,
         clip_seconds=clip_seconds,
         channel=channel.value,

@@ -1,8 +1,8 @@
 """Which frames of a clip are kept, how they are turned, and how they become JPEG files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -15,7 +15,12 @@ from PIL import Image
 
 from cavmae_ds.data.format.crop import centre_crop
 from cavmae_ds.data.format.schema import FRAMES_PER_CLIP
+from cavmae_ds.data.prepare.rejects import ClipRejected, RejectCode
 from cavmae_ds.data.prepare.tracks import TIME_TOLERANCE_S, packet_span
+
+MAX_JPEG_SIDE = 65_500  # pixels, what libjpeg writes
+
+Kept = TypeVar("Kept")
 
 
 class Turn(NamedTuple):
@@ -53,12 +58,19 @@ class Turn(NamedTuple):
 
 
 def pick_frames(
-    stream: Stream, packets: list[Packet], start_s: float, wanted: Sequence[float], *, numbered: bool = False
-) -> tuple[list[tuple[float, VideoFrame]], float]:
+    stream: Stream,
+    packets: list[Packet],
+    start_s: float,
+    wanted: Sequence[float],
+    keep: Callable[[VideoFrame], Kept],
+    *,
+    numbered: bool = False,
+) -> tuple[list[tuple[float, Kept]], float]:
     """For each wanted time the frame on screen then, and the share of the clip's frames that did not decode.
 
-    Each frame comes with its presentation time; all times are seconds on the file's clock. With `numbered` the
-    wanted are numbers instead, 0 being the first frame of the clip. Frames before start_s are decoded for the sake
+    Each frame comes as what `keep` makes of it, once however often it is wanted: hundreds of whole frames would not
+    fit into memory. It comes with its presentation time; all times are seconds on the file's clock. With `numbered`
+    the wanted are numbers instead, 0 being the first frame of the clip. Frames before start_s are decoded for the sake
     of the others; the last of them may still be on screen.
 
     A corrupt frame is never chosen: the sound one before it stays on screen (at the very start, the next: then the
@@ -68,7 +80,7 @@ def pick_frames(
     stream.codec_context.flush_buffers()  # it may have decoded these packets before
     first_s = start_s - TIME_TOLERANCE_S
     announced_s = np.sort([span[0] for span in map(packet_span, packets) if span and span[0] >= first_s])
-    chosen: list[tuple[float, VideoFrame]] = []
+    chosen: list[tuple[float, Kept]] = []
     sound_s: list[float] = []
     on_screen = None
     seen, interlaced, ordered = 0, False, True
@@ -86,14 +98,17 @@ def pick_frames(
             sound_s.append(time_s)
             interlaced |= frame.interlaced_frame
         position = seen - 1 if numbered else time_s
-        while on_screen and len(chosen) < len(wanted) and wanted[len(chosen)] + TIME_TOLERANCE_S < position:
-            chosen.append(on_screen)
+        passed = len(chosen)
+        while on_screen and passed < len(wanted) and wanted[passed] + TIME_TOLERANCE_S < position:
+            passed += 1
+        if on_screen and passed > len(chosen):
+            chosen += [(on_screen[0], keep(on_screen[1]))] * (passed - len(chosen))
         if ordered and len(chosen) == len(wanted):
             announced_s = announced_s[announced_s <= time_s + TIME_TOLERANCE_S]
             break
         on_screen = (time_s, frame)
-    if on_screen:
-        chosen += [on_screen] * (len(wanted) - len(chosen))
+    if on_screen and len(chosen) < len(wanted):
+        chosen += [(on_screen[0], keep(on_screen[1]))] * (len(wanted) - len(chosen))
     return chosen, _missing_share(announced_s, sound_s, interlaced)
 
 
@@ -132,23 +147,39 @@ def _decoded(stream: Stream, packets: list[Packet]) -> Iterator[VideoFrame | Non
             yield None
 
 
-def encode_frame(frame: VideoFrame, turn: Turn, aspect: Fraction | None, size: int, quality: int) -> bytes:
+def encode_frame(
+    frame: VideoFrame, turn: Turn, aspect: Fraction | None, size: int, quality: int, *, whole: bool = False
+) -> bytes:
     """The frame as it is shown, as a JPEG file: see encode_picture. aspect: of the pixels as they are stored."""
-    return encode_picture(turn.applied_to(frame), size, quality, 1 / aspect if aspect and turn.transposed else aspect)
+    shown = 1 / aspect if aspect and turn.transposed else aspect
+    return encode_picture(turn.applied_to(frame), size, quality, shown, whole=whole)
 
 
-def encode_picture(rgb: np.ndarray, size: int, quality: int, aspect: Fraction | None = None) -> bytes:
-    """uint8 [H, W, 3] RGB, shorter side scaled to `size` pixels, centre cut out, as a 4:2:0 JPEG file.
+def encode_picture(
+    rgb: np.ndarray, size: int, quality: int, aspect: Fraction | None = None, *, whole: bool = False
+) -> bytes:
+    """uint8 [H, W, 3] RGB, shorter side scaled to `size` pixels, as a 4:2:0 JPEG file: the centre cut out, or `whole`.
 
     PIL's antialiased bilinear filter, as the official preparation uses (spec cav-mae.md 3.2). aspect: width of a pixel
-    by its height, as they are shown; None: square.
+    by its height, as they are shown; None: square. Raises ClipRejected when a whole picture is too long for a JPEG.
     """
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    if aspect and aspect != 1:
+    if whole:
+        pixels = np.asarray(image.resize(_whole_size(image, size, aspect or Fraction(1)), Image.Resampling.BILINEAR))
+    elif aspect and aspect != 1:
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, _shown_square(image, aspect)))
     else:
         pixels = centre_crop(rgb, size)
     return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
+
+
+def _whole_size(image: Image.Image, size: int, aspect: Fraction) -> tuple[int, int]:
+    """Width and height in pixels of the picture as it is shown, its shorter side `size`. Raises ClipRejected."""
+    shown = (image.width * aspect, Fraction(image.height))
+    width, height = (int(size * side / min(shown)) for side in shown)
+    if max(width, height) > MAX_JPEG_SIDE:
+        raise ClipRejected(RejectCode.TOO_LARGE, f"{width}x{height} pixels after scaling, a JPEG has {MAX_JPEG_SIDE}")
+    return width, height
 
 
 def _shown_square(image: Image.Image, aspect: Fraction) -> tuple[float, float, float, float]:

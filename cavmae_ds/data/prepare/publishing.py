@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
 from cavmae_ds.data.format.balance import write_sample_weights
-from cavmae_ds.data.format.schema import DataSetFacts, Manifest
+from cavmae_ds.data.format.manifest import DataSetFacts, Manifest
+from cavmae_ds.data.format.schema import ClipFlag
 from cavmae_ds.data.storage import Store
 
 OUTCOMES = "part.json"
@@ -69,7 +70,7 @@ def publish(
 
     `folder` is scratch space. Calling it again writes the same bytes.
     """
-    clips, seconds = 0, 0.0
+    clips, seconds, without_audio, without_frames = 0, 0.0, 0, 0
     given = array("d")  # weights, where they were given for balanced sampling: 8 bytes a clip
     rejected: Counter[str] = Counter()
     with (folder / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
@@ -82,6 +83,8 @@ def publish(
             else:
                 clips += 1
                 seconds += outcome.seconds
+                without_audio += bool(outcome.flags & ClipFlag.NO_SOUND)
+                without_frames += bool(outcome.flags & ClipFlag.NO_PICTURE)
                 if outcome.weight is not None:
                     given.append(outcome.weight)
     shards = _shards(store, parts)
@@ -93,7 +96,14 @@ def publish(
         bytes=sum(shard["raw_data"]["bytes"] for shard in shards),
         published=clips > 0 and rejected.total() <= max_bad_share * (clips + rejected.total()),
     )
-    manifest = Manifest(**facts.model_dump(), clips=clips, rejected=report.rejected, tool_versions=_tool_versions())
+    manifest = Manifest(
+        **facts.model_dump(),
+        clips=clips,
+        clips_without_audio=without_audio,
+        clips_without_frames=without_frames,
+        rejected=report.rejected,
+        tool_versions=_tool_versions(),
+    )
     store.put_bytes("manifest.json", to_json(manifest.model_dump(mode="json")))
     store.put_bytes("report.json", to_json(report.model_dump(mode="json")))
     store.put_file("rejected.csv", folder / "rejected.csv")

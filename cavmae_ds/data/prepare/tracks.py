@@ -12,6 +12,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
+from cavmae_ds.data.format.schema import Require
 from cavmae_ds.data.prepare.rejects import ClipRejected, RejectCode
 
 MAX_CLIP_BYTES = 512 * 2**20  # compressed bytes of one clip held in memory
@@ -82,11 +83,19 @@ class Track:
 
 @dataclass
 class Tracks:
-    """The tracks of a clip, and how far all tracks of the file reach: its declared length counts subtitles too."""
+    """The tracks of a clip, and how far all tracks of the file reach: its declared length counts subtitles too.
 
-    video: Track
-    audio: Track
+    One of them is None where only the other one is read.
+    """
+
+    video: Track | None
+    audio: Track | None
     end_s: float = -np.inf  # of all packets of all tracks that were read
+
+    @property
+    def read(self) -> list[Track]:
+        """Those that are read; the first one sets the clip's clock: the picture, if it is among them."""
+        return [track for track in (self.video, self.audio) if track]
 
 
 def packet_span(packet: Packet) -> tuple[float, float] | None:
@@ -121,29 +130,40 @@ def opened(path: str) -> Iterator[InputContainer]:
         yield container
 
 
-def find_tracks(container: InputContainer, max_frame_pixels: int, audio_track: int = 1) -> Tracks:
-    """The first picture track and the sound track of that number, 1 being the first. Raises ClipRejected."""
+def find_tracks(
+    container: InputContainer, max_frame_pixels: int, audio_track: int = 1, require: Require = "both"
+) -> Tracks:
+    """The first picture track and the sound track of that number, 1 being the first, or one of them alone.
+
+    Raises ClipRejected when one that is required is missing or cannot be read.
+    """
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     audios = container.streams.audio
     listed = "tracks: " + ", ".join(s.type for s in container.streams)
     if not container.streams.video and not audios:
         raise ClipRejected(RejectCode.NOT_MEDIA, "neither a picture nor a sound track")
-    if not videos:
+    if not videos and require != "audio":
         raise ClipRejected(RejectCode.NO_VIDEO, listed)
-    if len(audios) < audio_track:
+    if len(audios) < audio_track and require != "video":
         wanted = f"sound track {audio_track} is wanted; " if audios else ""
         raise ClipRejected(RejectCode.NO_AUDIO, wanted + listed)
-    video, audio = videos[0], audios[audio_track - 1]
-    if audio.codec_context and audio.codec_context.codec_tag == "drms":  # FairPlay; its picture is no known codec
+    video = videos[0] if require != "audio" else None
+    audio = audios[audio_track - 1] if require != "video" else None
+    if (
+        audio and audio.codec_context and audio.codec_context.codec_tag == "drms"
+    ):  # FairPlay; its picture is no known codec
         raise ClipRejected(RejectCode.ENCRYPTED, "the audio track is drms")
     for stream, code in ((video, RejectCode.CORRUPT_VIDEO), (audio, RejectCode.CORRUPT_AUDIO)):
+        if stream is None:
+            continue
         if stream.codec_context is None:
             raise ClipRejected(code, "no decoder knows this codec")
         stream.codec_context.thread_count = 1  # clips, not codecs, are what runs in parallel
-    width, height = video.codec_context.width, video.codec_context.height
-    if width * height > max_frame_pixels:
-        raise ClipRejected(RejectCode.TOO_LARGE, f"{width}x{height} pixels, allowed {max_frame_pixels} in all")
-    return Tracks(Track(video), Track(audio, key_s=-np.inf))
+    if video:
+        width, height = video.codec_context.width, video.codec_context.height
+        if width * height > max_frame_pixels:
+            raise ClipRejected(RejectCode.TOO_LARGE, f"{width}x{height} pixels, allowed {max_frame_pixels} in all")
+    return Tracks(Track(video) if video else None, Track(audio, key_s=-np.inf) if audio else None)
 
 
 def read_all(container: InputContainer, tracks: Tracks) -> None:
@@ -153,40 +173,39 @@ def read_all(container: InputContainer, tracks: Tracks) -> None:
 
 
 def read_packets(container: InputContainer, tracks: Tracks, seconds: float) -> None:
-    """Fills both tracks up to `seconds` after their first packet. Stops early where the file does."""
-    video, audio = tracks.video, tracks.audio
+    """Fills the tracks up to `seconds` after their first packet. Stops early where the file does."""
     for track in _each_packet(container, tracks):
-        first_s = min((video if video.times_s else audio).times_s[:1], default=np.inf)
+        first_s = next((each.times_s[0] for each in tracks.read if each.times_s), np.inf)
         if _beyond(first_s + seconds + REORDER_SECONDS, track, tracks):
             return
 
 
 def read_packets_from(container: InputContainer, tracks: Tracks, start_s: float, seconds: float, *, jump: bool) -> bool:
-    """Fills both tracks from start_s on, with what their decoders need before it. False: no key frame is before it.
+    """Fills the tracks from start_s on, with what their decoders need before it.
 
-    With `jump` what lies before is not read, if the container can do that; it may land too late.
+    False: no key frame, or without a picture no sound, is before it. With `jump` what lies before is not read, if the
+    container can do that; it may land too late.
     """
-    video, audio = tracks.video, tracks.audio
+    first = tracks.read[0]
     if jump:
         with suppress(av.FFmpegError):  # who cannot jump reads from the beginning
             landing_s = start_s - INTERLEAVE_SECONDS
-            container.seek(round(landing_s / (video.stream.time_base or 1)), stream=video.stream)
+            container.seek(round(landing_s / (first.stream.time_base or 1)), stream=first.stream)
     for track in _each_packet(container, tracks):
         newest, span = track.packets[-1], packet_span(track.packets[-1])
-        if track is video and newest.is_keyframe and span and span[0] <= start_s + TIME_TOLERANCE_S:
+        if track is tracks.video and newest.is_keyframe and span and span[0] <= start_s + TIME_TOLERANCE_S:
             track.drop(keep=1)
-        elif track is audio and span and span[1] < start_s - SOUND_LEAD_SECONDS:
+        elif track is tracks.audio and span and span[1] < start_s - SOUND_LEAD_SECONDS:
             track.drop()
         if _beyond(start_s + seconds + REORDER_SECONDS, track, tracks):
             break
-    first = packet_span(video.packets[0]) if video.packets else None
-    return first is not None and first[0] <= start_s + TIME_TOLERANCE_S
+    begin = packet_span(first.packets[0]) if first.packets else None
+    return begin is not None and begin[0] <= start_s + TIME_TOLERANCE_S
 
 
 def _each_packet(container: InputContainer, tracks: Tracks) -> Iterator[Track]:
     """Adds packet after packet to its track, and yields that track, until the file ends or makes no sense."""
-    video, audio = tracks.video, tracks.audio
-    read = {track.stream.index: track for track in (video, audio)}
+    read = {track.stream.index: track for track in tracks.read}
     with suppress(av.FFmpegError):
         for packet in container.demux():
             if not packet.size:  # marks the end of a stream
@@ -200,14 +219,14 @@ def _each_packet(container: InputContainer, tracks: Tracks) -> Iterator[Track]:
                 raise ClipRejected(RejectCode.ENCRYPTED, f"packets of the {packet.stream.type} track are encrypted")
             if not track.add(packet):
                 continue
-            if video.bytes + audio.bytes > MAX_CLIP_BYTES:
+            if sum(each.bytes for each in tracks.read) > MAX_CLIP_BYTES:
                 raise ClipRejected(RejectCode.TOO_LARGE, f"more than {MAX_CLIP_BYTES / 2**20:.0f} MiB in one clip")
             yield track
 
 
 def _beyond(stop_s: float, track: Track, tracks: Tracks) -> bool:
-    """The newest packet is after stop_s, and the other track is either too or is not to be waited for."""
+    """The newest packet is after stop_s, and another track is either too or is not to be waited for."""
     if not track.times_s or track.times_s[-1] <= stop_s:
         return False
-    reached = all(each.end_s > stop_s for each in (tracks.video, tracks.audio))
+    reached = all(each.end_s > stop_s for each in tracks.read)
     return reached or track.times_s[-1] > stop_s + INTERLEAVE_SECONDS

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cavmae_ds.data.format.schema import DataSetFacts
+from cavmae_ds.data.format.manifest import DataSetFacts
 from cavmae_ds.data.prepare.building import (
     ALONE,
     DEFAULT_MAX_BAD_SHARE,
@@ -36,7 +36,11 @@ def prepare(
         audio_track=settings.audio_track,
         clip_seconds=settings.clip_seconds,
         windows=settings.windows,
-        frame_size=settings.frame_size,
+        frame_size=None if settings.short_side else settings.frame_size,
+        short_side=settings.short_side,
+        frames_per_clip=None if settings.frames_per_second else settings.frames,
+        frames_per_second=settings.frames_per_second,
+        require=settings.require,
         frame_rule=settings.frame_rule,
         jpeg_quality=settings.jpeg_quality,
         classes=classes,

@@ -50,8 +50,8 @@ class FrontEnd:
         self._augment = augment
         self.inputs = inputs
         self._log_mel = log_mel_of(inputs, device)
-        augmentation = FrameAugmentation(inputs.augmentations, training_seed or 0)
-        self._augment_frames = augmentation if inputs.augmentations and training_seed is not None else None
+        augmentations = () if training_seed is None else inputs.augmentations
+        self._augment_frames = FrameAugmentation(augmentations, training_seed or 0)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,10 +65,7 @@ class FrontEnd:
         if self._augment:
             log_mel = self._augment(log_mel, epoch, clip_index)
         # Workers leave the colours of a pixel side by side: to sort them out costs a CPU more than a GPU.
-        frames = frames.contiguous()
-        if self._augment_frames:
-            frames = self._augment_frames(frames, epoch, clip_index)
-        return log_mel, frames
+        return log_mel, self._augment_frames(frames.contiguous(), epoch, clip_index)
 
 
 class Ready(NamedTuple):

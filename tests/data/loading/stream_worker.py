@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,12 +34,20 @@ def main() -> None:
     close_world()
 
 
-def clips_of(world: World, data: dict, accumulation: int, first_step: int, steps: int) -> list[dict]:
-    """This rank's clips of so many optimizer steps."""
+def clips_of(world: World, data: dict, windows: dict, accumulation: int, first_step: int, steps: int) -> list[dict]:
+    """This rank's clips of so many optimizer steps. windows: what is read of them other than CAV-MAE does."""
     micro_batch = GLOBAL_BATCH // world.size // accumulation
     shape = EpochShape(1, world.size, accumulation, micro_batch)
     cfg = DataConfig(**data)
-    clips = ClipStream(cfg, inputs(MODEL), shape, host=0, local_rank=world.local_rank, seed=SEED, first_step=first_step)
+    clips = ClipStream(
+        cfg,
+        replace(inputs(MODEL), **windows),
+        shape,
+        host=0,
+        local_rank=world.local_rank,
+        seed=SEED,
+        first_step=first_step,
+    )
     seen = []
     for number, batch in enumerate(training_loader(clips, cfg, world.device)):
         if number == steps * accumulation:

@@ -11,24 +11,32 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from cavmae_ds.config.sections.data import DataConfig
 from cavmae_ds.data.format.balance import write_sample_weights
 from cavmae_ds.data.format.clips import collate
+from cavmae_ds.data.format.records import Records
+from cavmae_ds.data.format.schema import audio_of, frame_of, frame_times_of
+from cavmae_ds.data.format.shard_file import Contents
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.handover import micro_batches
+from cavmae_ds.data.loading.order import EpochShape
+from cavmae_ds.data.loading.selection import evaluation_selection
 from cavmae_ds.data.loading.sources import held_out
-from cavmae_ds.data.loading.stream import EvaluationClips
+from cavmae_ds.data.loading.stream import ClipStream, EvaluationClips
 from cavmae_ds.data.storage import open_store
-from cavmae_ds.errors import WorkerLost
+from cavmae_ds.errors import ConfigError, WorkerLost
 from tests.data.small_shards import small_shards
 from tests.ranks import fork_ranks, fork_script
 
 WORKER = Path(__file__).with_name("stream_worker.py")
+WINDOWS = {"frames": 3, "frame_spacing_seconds": 0.25, "audio_seconds": 0.5}
 STEPS = 7  # the 24 clips make 3 steps an epoch: this reaches into the third
 
 
 @pytest.fixture(scope="module")
 def sources(tiny_shards, tmp_path_factory) -> dict[str, dict]:
-    """Ways to give training clips: one source; two, balanced and partly held out, in small shards and stripes."""
+    """Ways to give training clips: one source; two, balanced and partly held out, in small shards and stripes; windows
+    of several frames and part of the sound."""
     folder = tmp_path_factory.mktemp("sources")
     weights = np.arange(24.0)
     for name, numbers in (("large", range(24)), ("small", range(5, 15))):
@@ -39,6 +47,7 @@ def sources(tiny_shards, tmp_path_factory) -> dict[str, dict]:
     mixed = {"sources": two, "canonical_nodes": 2, "validation_share": 0.1}
     return {
         "one": {"train": str(tiny_shards)},
+        "windows": {"train": str(tiny_shards), "windows": WINDOWS},
         "two": mixed,
         "balanced": mixed | {"sampling": "balanced", "shuffle_block": 12, "epoch_clips": 17},
     }
@@ -60,7 +69,8 @@ def by_step(folder: Path, ranks: int, cases: dict[str, dict]) -> dict[str, dict[
 
 def case(data: dict, workers: int, accumulation: int = 1, steps: range = range(STEPS)) -> dict:
     return {
-        "data": data | {"workers": workers},
+        "data": {name: value for name, value in data.items() if name != "windows"} | {"workers": workers},
+        "windows": data.get("windows", {}),
         "accumulation": accumulation,
         "first_step": steps.start,
         "steps": len(steps),
@@ -113,6 +123,28 @@ def test_held_out_clips_and_clips_without_weight_never_come_and_copies_have_mask
         masks = [(clip["clip"], clip["audio_mask"]) for clip in clips]
         assert len(set(masks)) == len(masks) > len({clip["clip"] for clip in clips})
     assert not {clip["clip"] for clip in clips} & {0, 24}  # balanced: weight 0
+
+
+def test_evaluation_reads_several_frames_around_the_middle_and_the_sound_around_them(tiny_shards):
+    whole = Records(str(tiny_shards))
+    spec = InputSpec(log_mel_frames=64, frame_size=64, **WINDOWS)
+    clips = EvaluationClips(str(tiny_shards), spec)
+    for place in (0, 7, 23):
+        [sample] = whole.read([place])
+        chosen = evaluation_selection(spec, Contents(int(sample["n_samples"]), frame_times_of(sample)))
+        clip = clips[place]
+        assert np.array_equal(clip.frames, np.stack([frame_of(sample, frame) for frame in chosen.frames]))
+        assert np.array_equal(clip.audio, audio_of(sample)[chosen.first_sample :][:8_000])
+        first = clips.at_position(0)[place]
+        assert np.array_equal(first.frames[0], frame_of(sample, 0)) and len(first.audio) == 8_000
+
+
+def test_mixing_whole_frames_is_refused(tiny_shards):
+    whole = InputSpec(log_mel_frames=64, frame_size=64, frame_fit="whole")
+    with pytest.raises(ConfigError, match=r"augment\.mixup must be 0 for a model that reads whole frames"):
+        ClipStream(
+            DataConfig(train=str(tiny_shards)), whole, EpochShape(1, 1, 1, 8), host=0, local_rank=0, seed=0, mixup=0.5
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 3])

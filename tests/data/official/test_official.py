@@ -113,7 +113,7 @@ def test_out_and_in_again_gives_the_same_records_and_weights(made_shards, tmp_pa
         workers=1,
     )
 
-    assert exported == (20, 0)
+    assert exported == (20, 0, 0)
     assert_same_records(clips_in(made_shards), clips_in(tmp_path / "again"))
     before, after = (Records(str(place)).manifest for place in (made_shards, tmp_path / "again"))
     assert (before.classes, before.class_ids) == (after.classes, after.class_ids)

@@ -20,7 +20,8 @@ import psutil
 import pytest
 from streaming import StreamingDataset
 
-from cavmae_ds.data.format.schema import ClipFlag, Manifest, audio_of, frame_of, labels_of
+from cavmae_ds.data.format.manifest import Manifest
+from cavmae_ds.data.format.schema import ClipFlag, audio_of, frame_of, frame_times_of, labels_of
 from cavmae_ds.data.prepare.settings import PrepareSettings
 from cavmae_ds.data.prepare.videos import prepare
 from cavmae_ds.errors import DataError
@@ -150,7 +151,7 @@ def test_records_hold_what_the_videos_show_and_the_table_says(tmp_path, six_vide
     assert [labels_of(clip).tolist() for clip in clips] == [[], [0, 2]] * 3
     assert [number_of(frame_of(clips[0], k)) for k in range(10)] == [2 * k for k in range(10)]
     assert all(ClipFlag(clip["flags"]) == ClipFlag.SHORT for clip in clips)
-    np.testing.assert_allclose(clips[0]["frame_times"], [0.2 * k for k in range(10)], atol=1e-3)
+    np.testing.assert_allclose(frame_times_of(clips[0]), [0.2 * k for k in range(10)], atol=1e-3)
     assert manifest.classes == ("music", "speech", "beep")
     assert manifest.clips == 6
 

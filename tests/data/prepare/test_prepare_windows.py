@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, ClipFlag, Manifest, audio_of, decode_frame
+from cavmae_ds.data.format.manifest import Manifest
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, ClipFlag, audio_of, decode_frame
 from cavmae_ds.data.prepare.inputs import VideoInput
 from cavmae_ds.data.prepare.media import read_clip, split_video
 from cavmae_ds.data.prepare.rejects import ClipRejected
