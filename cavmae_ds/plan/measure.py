@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,8 +41,14 @@ class Measured(NamedTuple):
     """Of matrix products, forward and backward, a multiply-add as 2; what is recomputed counts again."""
     saved: int
     """Bytes that forward leaves behind for backward."""
-    peak: int
-    """Bytes at the fullest moment of forward and backward."""
+    forward: NDArray[np.int64]
+    """Bytes held after each op of forward."""
+    backward: NDArray[np.int64]
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of forward and backward."""
+        return int(max(self.forward.max(), self.backward.max()))
 
 
 class FirstPass(NamedTuple):
@@ -64,17 +72,19 @@ def executed_flops(cfg: RunConfig, classes: int = 0) -> float:
 
 
 def measured_peak(cfg: RunConfig, clips: int, classes: int = 0) -> float:
-    """Bytes at the fullest moment of a micro-batch: affine in its clips, so two sizes are measured at most.
+    """Bytes at the fullest moment of a micro-batch. At each op they are affine in its clips: two sizes are measured.
 
-    A part of the model that takes some clips at a time (ModelSection.clips_at_once) makes it affine below that number
-    and affine above.
+    A part of the model that takes some clips at a time (ModelSection.clips_at_once) makes them affine below that number
+    and affine above, where forward has more ops the more clips there are: its fullest moment is then taken as one op,
+    and a last part of fewer clips as a whole one.
     """
     part = cfg.model.clips_at_once
     first, second = (FEW, MORE) if not part else (2 * part, 3 * part) if clips > part else ((part + 1) // 2, part)
     if clips in (first, second):
         return measure(cfg, clips, classes).peak
-    low, high = (measure(cfg, size, classes).peak for size in (first, second))
-    return max(low + (high - low) * (clips - first) / (second - first), 0.0)
+    low, high = (measure(cfg, size, classes) for size in (first, second))
+    share = (clips - first) / (second - first)
+    return max(_fullest(low.forward, high.forward, share), _fullest(low.backward, high.backward, share))
 
 
 def measure(cfg: RunConfig, clips: int, classes: int = 0, kernels: bool = True) -> Measured:
@@ -148,10 +158,11 @@ def _measure(run: _Run, clips: int, kernels: bool) -> Measured:
     given = [ready.audio, ready.frames, *ready.keys]
     with _as_on_cuda(kernels), _Meter([*given, *model.parameters(), *model.buffers()]) as meter:
         loss, kept = task_of(run.cfg).measured_loss(run.cfg, model, ready)
-        saved = meter.held
+        saved, ops = meter.held, len(meter.timeline)
         loss.backward()
         del kept
-    return Measured(meter.flops, saved, meter.peak)
+    timeline = np.array(meter.timeline)
+    return Measured(meter.flops, saved, timeline[:ops], timeline[ops:])
 
 
 @cache
@@ -160,6 +171,13 @@ def _first_pass(run: _Run) -> FirstPass:
     with torch.no_grad(), _as_on_cuda(kernels=True), _Meter([]) as meter:
         output = task_of(run.cfg).first_pass(run.cfg, model, run.ready(FEW))
     return FirstPass(meter.flops / FEW, output)
+
+
+def _fullest(low: NDArray[np.int64], high: NDArray[np.int64], share: float) -> float:
+    """At `share` of the way from one size to another, which may lie beyond either."""
+    if len(low) != len(high):
+        low, high = low.max(keepdims=True), high.max(keepdims=True)
+    return float((low + (high - low) * share).max())
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -171,7 +189,8 @@ class _Meter(TorchDispatchMode):
 
     def __init__(self, not_counted: Iterable[Tensor]):
         super().__init__()
-        self.flops = self.held = self.peak = 0
+        self.flops = self.held = 0
+        self.timeline: list[int] = []
         self._known: dict[int, Any] = {t.untyped_storage()._cdata: t for t in not_counted}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -182,6 +201,7 @@ class _Meter(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 self._see(tensor.untyped_storage())
+        self.timeline.append(self.held)
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -189,7 +209,6 @@ class _Meter(TorchDispatchMode):
         if name not in self._known:
             self._known[name] = weakref.ref(storage, partial(self._forget, name, size))
             self.held += size
-            self.peak = max(self.peak, self.held)
 
     def _forget(self, name: int, size: int, _: Any) -> None:
         del self._known[name]

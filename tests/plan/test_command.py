@@ -34,8 +34,18 @@ def refusal(monkeypatch, capsys, *arguments: str) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_can_be_planned(recipe, monkeypatch, capsys):
-    plan = json.loads(run(monkeypatch, capsys, str(recipe), "--clips", "1772023", "--gpus", "2", "--json"))
+    shallow = "model.modality_specific_depth=2"  # as many blocks, as long does it take
+    plan = json.loads(run(monkeypatch, capsys, str(recipe), shallow, "--clips", "1772023", "--gpus", "2", "--json"))
     assert plan["configured"]["fits"] and plan["recommended"]["fits"]
+
+
+def test_a_finetuning_can_be_planned(monkeypatch, capsys):
+    asked = str(RECIPES[0].parent / "official" / "finetune-as20k.yaml"), "model.modality_specific_depth=2"
+    plan = json.loads(run(monkeypatch, capsys, *asked, "--clips", "18691", "--gpus", "4", "--json"))
+    assert plan["configured"]["fits"] and plan["configured"]["compared_with"] == 0
+    assert [each["name"] for each in plan["alternatives"]] == ["plain", "checkpoint"]
+    said = run(monkeypatch, capsys, *asked, "--clips", "18691", "--gpus", "4")
+    assert "no clip meets another" in said and "model.checkpoint_towers=" in said
 
 
 def test_the_document_keeps_its_keys(monkeypatch, capsys):
@@ -107,7 +117,7 @@ def test_a_micro_batch_that_the_gpus_cannot_take_is_replaced_by_the_largest_belo
 
 
 def test_a_run_that_only_fits_with_other_switches_is_planned_with_them(monkeypatch, capsys):
-    asked = BASE, "model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "9", "--clips", "1772023"
+    asked = BASE, "--gpu", "l40s", "--gpus", "8", "--memory-gib", "1.0", "--clips", "1772023"
     plan = json.loads(run(monkeypatch, capsys, *asked, "--json"))
     assert plan["recommended"]["fits"] and not plan["configured"]["fits"]
     (note,) = plan["notes"]
@@ -121,7 +131,7 @@ REFUSALS = {
     "batch not divisible": (["--gpus", "7"], ["train.global_batch", "32 x 7 = 224", "224 or 448 would fit"]),
     "data set of unknown size": (["--clips", "0"], ["--clips", "data.train"]),
     "too little memory, nothing helps": (
-        ["model.preset=giant", "--gpu", "l40s", "--gpus", "8", "--memory-gib", "1"],
+        ["--gpu", "l40s", "--gpus", "8", "--memory-gib", "0.3"],
         ["no switch changes that", "take GPUs with more memory"],
     ),
 }

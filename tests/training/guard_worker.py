@@ -152,7 +152,7 @@ def finetuning(world: World) -> dict[str, bool]:
 
     def build() -> tuple[Any, Take]:
         engine = build_engine(Finetuning(cfg, steps), build_model(Finetuning(cfg, steps), world), world)
-        finetune_step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=3)
+        finetune_step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode)
         return engine, lambda step: finetune_step(ahead(rank_clips(step, world, 2), front_end))
 
     return compare(world, build, str(WRONG_CLIP))

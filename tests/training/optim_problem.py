@@ -78,7 +78,7 @@ def numbers(ranks: int) -> PretrainPlan:
     return PretrainPlan(
         ranks=ranks, clips=CLIPS, clips_by_source=(CLIPS,), epoch_clips=CLIPS, held_out_clips=0, global_batch=CLIPS,
         accumulation=1, steps_per_epoch=1, total_steps=STEPS, total_clips=CLIPS * STEPS, parameters=0,
-        trainable_parameters=0, gflop_per_clip=0.0, zero_stage=0, states_gib_per_rank=0.0, activations_gib_per_rank=0.0,
+        trainable_parameters=0, gflop_per_clip=0.0, zero_stage=0, states_gib_per_rank=0.0,
         peak_learning_rate=RATE, warmup_steps=0,
     )  # fmt: skip
 

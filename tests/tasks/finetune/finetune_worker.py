@@ -18,7 +18,7 @@ from cavmae_ds.distributed.process_group import World, close_world, open_world
 from cavmae_ds.tasks.finetune.step import FinetuneStep
 from cavmae_ds.tasks.finetune.task import Finetuning
 from cavmae_ds.training.engine import build_engine, build_model
-from tests.tasks.finetune.finetune_problem import CLASSES, CLIPS, STEPS, Way, clips
+from tests.tasks.finetune.finetune_problem import CLIPS, STEPS, Way, clips
 from tests.training.gathered import full_weights
 
 
@@ -26,7 +26,7 @@ def finetuned(world: World, way: Way) -> dict[str, Any]:
     """Losses [STEPS], means over ranks, and the final parameters on the first rank."""
     cfg, front_end = way.config(), way.front_end()
     engine = build_engine(Finetuning(cfg, way.numbers()), build_model(Finetuning(cfg, way.numbers()), world), world)
-    finetune_step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode, classes=CLASSES)
+    finetune_step = FinetuneStep(cfg.loss, engine, mode=cfg.classifier.mode)
     each, losses = CLIPS // world.size // way.accumulation, []
     for step in range(STEPS):
         firsts = [(part * world.size + world.rank) * each for part in range(way.accumulation)]
