@@ -20,7 +20,7 @@ MAY_TAKE_IT = {
     "monitor/texts.py": {"texts", "hyperparameters"},
     "train_cli.py": {"_show"},
     # A task is made from its run file; these make one, or ask one for a model or numbers.
-    "tasks/__init__.py": {"task_of"},
+    "tasks/__init__.py": {"task_of", "inputs_of"},
     "tasks/pretrain/comparison.py": {"across_clips", "comparison", "_whole"},
     "tasks/finetune/final_evaluation.py": {"FinetuneEnd.cfg"},
     "doctor/examine.py": {"Asked.cfg"},

@@ -23,8 +23,7 @@ from cavmae_ds.doctor.space import (
     parameters,
 )
 from cavmae_ds.doctor.versions import check_versions
-from cavmae_ds.models import family_of
-from cavmae_ds.tasks import task_of
+from cavmae_ds.tasks import inputs_of, task_of
 from cavmae_ds.weights.init import examine_start
 
 
@@ -81,7 +80,7 @@ def _numbers(asked: Asked) -> list[Finding]:
 
 def _shared_memory(asked: Asked) -> list[Finding]:
     cfg = asked.cfg
-    inputs = family_of(cfg.model.family).inputs(cfg.model, cfg.task)
+    inputs = inputs_of(cfg)
     return check_shared_memory(cfg.data.workers, cfg.train.micro_batch, inputs)
 
 

@@ -80,7 +80,7 @@ class ModelFamily:
     sections: Mapping[str, Mapping[str, Any]]
     """Task -> further sections of its run file that belong to the family: name -> (class, default or ... if none)."""
     inputs: Callable[[Any, str], InputSpec]
-    """(model section, task) -> what is read of a clip."""
+    """(model section, kind of its weights: pretrain, finetune or a further one) -> what is read of a clip."""
     build: Mapping[str, Callable[..., Any]]
     """Task -> module, also on the meta device. pretrain: (model, normalisation); finetune: (model, classifier section,
     classes, normalisation)."""

@@ -24,8 +24,7 @@ from cavmae_ds.data.format.clips import Batch
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.transforms.front_end import Ready
 from cavmae_ds.kernels.launching import recording, references
-from cavmae_ds.models import family_of
-from cavmae_ds.tasks import task_of
+from cavmae_ds.tasks import inputs_of, task_of
 from cavmae_ds.tasks.task import freeze_unused
 
 SAMPLES_PER_FRAME = 160
@@ -145,7 +144,7 @@ class _Run:
 
     def ready(self, clips: int) -> Ready:
         """Its inputs."""
-        inputs = family_of(self.cfg.model.family).inputs(self.cfg.model, self.cfg.task)
+        inputs = inputs_of(self.cfg)
         return on_meta_ready(inputs, clips)
 
 

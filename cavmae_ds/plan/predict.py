@@ -12,13 +12,12 @@ import torch
 
 from cavmae_ds.config.ds_config import read_fragment, zero_stage
 from cavmae_ds.config.sections.run import RunConfig
-from cavmae_ds.models import family_of
 from cavmae_ds.plan.communication import Traffic, traffic
 from cavmae_ds.plan.hardware import Gpu
 from cavmae_ds.plan.measure import executed_flops, first_pass, flops_per_clip, measured_peak, on_meta_ready, with_values
 from cavmae_ds.plan.speed import Time, step_time
 from cavmae_ds.plan.states import Parameters, States, count, offloads, states
-from cavmae_ds.tasks import task_of
+from cavmae_ds.tasks import inputs_of, task_of
 from cavmae_ds.tasks.task import AcrossClips, Variant
 
 HEADROOM = 0.1
@@ -117,7 +116,7 @@ class Planner:
     @cached_property
     def _clip_bytes(self) -> tuple[int, int]:
         """Of one clip's inputs on the device, and as the loader gives it."""
-        ready = on_meta_ready(family_of(self.cfg.model.family).inputs(self.cfg.model, self.cfg.task), 1)
+        ready = on_meta_ready(inputs_of(self.cfg), 1)
         stored = sum(part.nbytes for part in ready.batch if isinstance(part, torch.Tensor))
         return ready.audio.nbytes + ready.frames.nbytes, stored
 

@@ -20,6 +20,7 @@ from cavmae_ds.errors import ConfigError, shortened
 from cavmae_ds.models import DEFAULT_FAMILY, family_of
 
 if TYPE_CHECKING:
+    from cavmae_ds.data.input_spec import InputSpec
     from cavmae_ds.tasks.task import Task
 
 TASKS: dict[str, tuple[str, str]] = {
@@ -32,6 +33,11 @@ TASKS: dict[str, tuple[str, str]] = {
 def task_of(cfg: RunConfig) -> type[Task]:
     """The class of the run's task."""
     return _load(TASKS[cfg.task][1])
+
+
+def inputs_of(cfg: RunConfig) -> InputSpec:
+    """What the run's model reads of a clip."""
+    return family_of(cfg.model.family).inputs(cfg.model, cfg.model_kind)
 
 
 @cache

@@ -107,7 +107,7 @@ class Task(ABC):
     @property
     def inputs(self) -> InputSpec:
         """What the run's model reads of a clip."""
-        return self.family.inputs(self.cfg.model, self.cfg.task)
+        return self.family.inputs(self.cfg.model, self.cfg.model_kind)
 
     @classmethod
     @abstractmethod

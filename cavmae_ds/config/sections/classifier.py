@@ -24,3 +24,8 @@ class ClassifierSection(Section):
     """The head's learning rate over the encoder's."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each block's learning rate over that of the block after it; 1 trains all alike, as the official program does."""
+
+    @property
+    def kind(self) -> str:
+        """Which of the family's models it trains: Weights.kind of its weights."""
+        return "finetune"

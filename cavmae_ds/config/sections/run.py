@@ -91,6 +91,11 @@ class RunConfig(Section):
         """
         yield from ()
 
+    @property
+    def model_kind(self) -> str:
+        """Which of its family's models the run trains: Weights.kind of its weights."""
+        return self.task
+
     def not_compared(self) -> set[str]:
         """Keys that a resume does not compare with the checkpoint's, as they decide nothing in this run."""
         return set() if self.train.ema_clips else {"train.ema_clips"}  # may be given up, not taken up

@@ -9,9 +9,12 @@ from cavmae_ds.models.cavmae.config import ClassifierConfig, MaskConfig, ModelCo
 from cavmae_ds.models.family import ModelFamily, StateDictAdapter
 
 
-def inputs(model: ModelConfig, task: str = "pretrain") -> InputSpec:
-    """The whole log-mel and one frame, whatever the task."""
-    return InputSpec(log_mel_frames=model.audio_frames, mel_bins=model.mel_bins, frame_size=model.image_size)
+def inputs(model: ModelConfig, kind: str = "pretrain") -> InputSpec:
+    """The whole log-mel and one frame, which the classifier of sound alone does not read."""
+    frames = 0 if kind == "finetune-audio" else 1
+    return InputSpec(
+        log_mel_frames=model.audio_frames, mel_bins=model.mel_bins, frames=frames, frame_size=model.image_size
+    )
 
 
 def build_pretraining(model: ModelConfig, *normalisation: Any) -> Any:

@@ -149,6 +149,11 @@ class ClassifierConfig(ClassifierSection):
     mode: Mode = "multimodal"
     """Both modalities, or one of them."""
 
+    @property
+    def kind(self) -> str:
+        """Of the official weights."""
+        return "finetune-audio" if self.model == "audio" else "finetune"
+
     @model_validator(mode="after")
     def _model_has_what_the_mode_needs(self) -> ClassifierConfig:
         if self.model == "audio" and self.mode not in ("audioonly", "missingaudioonly"):

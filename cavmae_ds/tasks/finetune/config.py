@@ -89,6 +89,11 @@ class FinetuneConfig(RunConfig):
             f"cavmae evaluate {folder} --data {data} --mode all{weights}",
         )
 
+    @property
+    def model_kind(self) -> str:
+        """Classifiers of several kinds belong to a family."""
+        return self.classifier.kind
+
     @model_validator(mode="after")
     def _sections_agree(self) -> FinetuneConfig:
         epochs = self.train.epochs

@@ -18,6 +18,7 @@ from cavmae_ds.errors import ConfigError
 from cavmae_ds.fault_tolerance.heartbeat_monitor import Watch
 from cavmae_ds.models import family_of
 from cavmae_ds.plan.states import model_numbers
+from cavmae_ds.tasks import inputs_of
 from cavmae_ds.tasks.finetune.config import FinetuneConfig
 from cavmae_ds.tasks.finetune.losses import run_classifier
 from cavmae_ds.tasks.finetune.plan import FinetunePlan
@@ -44,7 +45,7 @@ class Finetuning(Task):
     def resolve(cls, cfg: FinetuneConfig, ranks: int, clips: int | None = None) -> FinetunePlan:
         """See Task. Raises ConfigError as well if there are no classes, or fewer than the shards name."""
         common = batch_plan(
-            family_of(cfg.model.family).inputs(cfg.model, cfg.task), ranks, clips,
+            inputs_of(cfg), ranks, clips,
             train=cfg.train, optim=cfg.optim, data=cfg.data, ds_config=cfg.ds_config,
         )  # fmt: skip
         names = class_names(cfg.data) if clips is None else ()

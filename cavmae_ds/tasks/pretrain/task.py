@@ -17,6 +17,7 @@ from cavmae_ds.errors import ConfigError
 from cavmae_ds.models import family_of
 from cavmae_ds.models.common.output import PretrainOutput
 from cavmae_ds.plan.states import count, model_numbers, states
+from cavmae_ds.tasks import inputs_of
 from cavmae_ds.tasks.pretrain.comparison import across_clips
 from cavmae_ds.tasks.pretrain.config import PretrainConfig
 from cavmae_ds.tasks.pretrain.forward import MaskedForward
@@ -44,7 +45,7 @@ class Pretraining(Task):
     def resolve(cls, cfg: PretrainConfig, ranks: int, clips: int | None = None) -> PretrainPlan:
         """See Task. Raises ConfigError as well if parts of the batch that are compared reach over micro-batches."""
         common = batch_plan(
-            family_of(cfg.model.family).inputs(cfg.model, cfg.task), ranks, clips,
+            inputs_of(cfg), ranks, clips,
             train=cfg.train, optim=cfg.optim, data=cfg.data, ds_config=cfg.ds_config,
         )  # fmt: skip
         cls.check_accumulation(cfg, common["accumulation"])

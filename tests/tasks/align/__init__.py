@@ -16,6 +16,7 @@ from cavmae_ds.data.transforms.normalise import training_normalisation
 from cavmae_ds.distributed.process_group import World
 from cavmae_ds.models import family_of
 from cavmae_ds.plan.states import model_numbers
+from cavmae_ds.tasks import inputs_of
 from cavmae_ds.tasks.finite_check import evidence
 from cavmae_ds.tasks.run_plan import RunPlan
 from cavmae_ds.tasks.task import Metric, StepOutput, Task
@@ -43,7 +44,7 @@ class Alignment(Task):
     @classmethod
     def resolve(cls, cfg: AlignConfig, ranks: int, clips: int | None = None) -> RunPlan:
         inputs, sections = (
-            family_of(cfg.model.family).inputs(cfg.model, cfg.task),
+            inputs_of(cfg),
             {"train", "optim", "data", "ds_config"},
         )
         numbers = batch_plan(inputs, ranks, clips, **{name: getattr(cfg, name) for name in sections})

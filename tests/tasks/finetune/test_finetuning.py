@@ -257,6 +257,32 @@ def fresh(run_file: Path) -> dict[str, torch.Tensor]:
     return dict(CAVMAEFT(cfg.model, 4).state_dict())
 
 
+def test_the_audio_model_is_trained_on_clips_without_frames_as_on_the_same_clips_with_them(tiny_shards, run_file):
+    folder = run_file.parent
+
+    def drop_frames(number: int, record: dict[str, Any]) -> None:
+        record |= {"frames": b"", "frame_offsets": bytes(4), "frame_times": b""}
+
+    seen = small_shards(tiny_shards, folder / "seen", range(24), shard_clips=12)
+    heard = small_shards(tiny_shards, folder / "heard", range(24), shard_clips=12, change=drop_frames)
+    manifest = json.loads((heard / "manifest.json").read_text()) | {"require": "audio", "clips_without_frames": 24}
+    (heard / "manifest.json").write_text(json.dumps(manifest))
+    audio = "classifier.model=audio", "classifier.mode=audioonly", "train.epochs=1", "average.from_epoch=0"
+    runs = [
+        finetune(
+            run_file, folder / name, *audio, "average.to_epoch=0", f"data.train={shards}", f"data.validation={shards}"
+        )
+        for name, shards in (("with", seen), ("without", heard))
+    ]
+
+    with_frames, without = (read_curves(run) for run in runs)
+    assert without["loss/total"] == with_frames["loss/total"]  # bit by bit
+    refused = fork_ranks(
+        2, FINETUNE, str(run_file), f"run_dir={folder / 'sees'}", f"data.train={heard}", scratch=folder
+    )
+    assert refused.returncode == 2 and "24" in refused.stdout and "without" in refused.stdout
+
+
 def test_the_audio_model_begins_with_a_pretrained_one_and_its_running_mean_is_scored_in_its_mode(run_file):
     folder, cfg = run_file.parent, load_run(run_file, "finetune")
     save_official(CAVMAE(cfg.model).state_dict(), folder / "pretrained.pth")
