@@ -86,7 +86,7 @@ class Embedder:
         self.loaded = loaded
         self.config = loaded.config
         self.frame_size = loaded.inputs.frame_size
-        self.sees = "v" in loaded.model.modalities
+        self.sees = loaded.inputs.frames > 0
         self.settings = clip_settings(loaded.inputs, clip_seconds)
         self._device, self._log_mel = device, log_mel_of(loaded.inputs, device)
 

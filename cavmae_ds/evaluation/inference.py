@@ -123,7 +123,7 @@ def open_judged(weights: Path, shards: str, ema: bool = False, world: World | No
 
 def _loaded(weights: Path, shards: str, ema: bool, device: torch.device) -> tuple[LoadedModel, Any, dict[str, Any]]:
     loaded = load_model(weights, ema, device=device)
-    sees = "v" in loaded.model.modalities
+    sees = loaded.inputs.frames > 0
     manifest = read_manifest(shards, DataConfig())
     hears = "a" in loaded.model.modalities
     check_shards(shards, loaded.inputs.frame_size if sees else None, reads_audio=hears)
@@ -218,7 +218,7 @@ def _own_features(judged: Judged, frames: Sequence[int]) -> Pooled:
 
 
 def _check_retrieval(judged: Judged, class_prefix: str) -> set[int]:
-    if "v" not in judged.loaded.model.modalities:
+    if not judged.loaded.inputs.frames:
         raise ConfigError(f"the model in {judged.loaded.source!r} only hears: it has nothing to retrieve frames by")
     if len(judged.places) < 2:
         raise DataError(f"retrieval needs at least 2 clips, got {len(judged.places)}")

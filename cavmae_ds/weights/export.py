@@ -73,7 +73,7 @@ def format_of(out: Path) -> Format:
 def _export_graph(weights: Weights, out: Path, to: Format) -> float:
     adapter = family_of(weights.model.family).state_dict()
     module = PooledFeatures(adapter.build(weights, None), adapter)
-    inputs = _random_inputs(weights, COMPARED_CLIPS, sees="v" in module.model.modalities)
+    inputs = _random_inputs(weights, COMPARED_CLIPS)
     traced = tuple(x[:TRACED_CLIPS] for x in inputs)
     if to == "onnx":
         _check_onnx(module)
@@ -96,13 +96,13 @@ def _export_graph(weights: Weights, out: Path, to: Format) -> float:
     return difference
 
 
-def _random_inputs(weights: Weights, clips: int, sees: bool) -> tuple[Tensor, ...]:
+def _random_inputs(weights: Weights, clips: int) -> tuple[Tensor, ...]:
     sizes, draw = family_of(weights.model.family).inputs(weights.model, weights.kind), torch.Generator().manual_seed(0)
     noise = torch.randn(clips, sizes.log_mel_frames, sizes.mel_bins, generator=draw)
     audio = noise * weights.audio_std + weights.audio_mean
-    if not sees:
+    if not sizes.frames:
         return (audio,)
-    shape = (clips, 3, sizes.frame_size, sizes.frame_size)
+    shape = (clips, *([sizes.frames] if sizes.frames > 1 else []), 3, sizes.frame_size, sizes.frame_size)
     return audio, torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
 
 

@@ -88,6 +88,7 @@ def test_it_is_evaluated_drawn_and_exported(toy_run, tiny_shards, tmp_path):
     command("inpaint", toy_run, "--data", tiny_shards, "--out", tmp_path / "rebuilt.png", "--clips", 2)
     assert json.loads((tmp_path / "rebuilt.json").read_text())["clips"][0]["loss_video"] > 0
     command("export", toy_run, "--out", tmp_path / "toy.safetensors")
+    command("export", toy_run, "--out", tmp_path / "toy.pt2")
     command("features", tmp_path / "toy.safetensors", tiny_shards, "--out", tmp_path / "features.npz")
     assert np.load(tmp_path / "features.npz")["image"].shape == (24, 32)
 
