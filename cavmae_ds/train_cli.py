@@ -146,7 +146,7 @@ def _show(cfg: RunConfig, numbers: RunPlan, looked_at: bool) -> None:
             from cavmae_ds.weights.init import examine_start
 
             examine_start(cfg, numbers.head_classes())
-        echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+        echo(f"{to_yaml(cfg)}\n# What follows from it (memory and speed: cavmae plan RUN.yaml):\n{numbers.lines()}")
 
 
 def _check_run_dir(cfg: RunConfig) -> None:
