@@ -147,7 +147,7 @@ def _show(cfg: RunConfig, numbers: RunPlan, looked_at: bool) -> None:
 
             build = partial(task_of(cfg).build_model, cfg)
             examine_start(cfg.init, cfg.model, cfg.run_dir, build, numbers.head_classes())
-        echo(f"{to_yaml(cfg)}\n# What follows from it (memory is estimated):\n{numbers.lines()}")
+        echo(f"{to_yaml(cfg)}\n# What follows from it (memory and speed: cavmae plan RUN.yaml):\n{numbers.lines()}")
 
 
 def _check_run_dir(run_dir: Path) -> None:

@@ -194,7 +194,8 @@ class Planner:
         executed = executed_flops(chosen, self.classes)
         if self.across_clips(choice).first_pass:
             executed += first_pass(chosen, self.classes).flops
-        return executed / self.flops_per_clip - 1
+        # Not below 0: of the few clips that are measured, each meets a few others.
+        return max(executed / self.flops_per_clip - 1, 0.0)
 
     def received(self, choice: Choice) -> Traffic:
         """Bytes that a GPU receives in a step."""

@@ -105,7 +105,7 @@ def contrast_flops(compared: Comparison, width: int) -> int:
 
 def _whole(cfg: PretrainConfig, ranks: int) -> bool:
     """A comparison across ranks spans one micro-batch of each, unless two passes make it span the step."""
-    micro_batches = cfg.train.global_batch // (ranks * cfg.train.micro_batch)
+    micro_batches = max(cfg.train.global_batch // (ranks * cfg.train.micro_batch), 1)
     if cfg.contrastive.two_pass or cfg.contrastive.negatives == "rank":
         return True
     if cfg.contrastive.chunks:
