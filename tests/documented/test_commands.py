@@ -150,6 +150,8 @@ def run(command: Documented, folder: Path, original: Path) -> subprocess.Complet
             return fork_script(CHECKOUT / "launch" / script, *options.user_args, *given, cwd=folder)
         case "python" if words[0] == "-m":
             return fork_script(RUN_MODULE, words[1], "--help", cwd=folder)
+        case "python" if words[0].startswith("tests/"):
+            return fork_script(CHECKOUT / words[0], *words[1:], cwd=CHECKOUT)
         case "python":
             return dry_run(Path(words[0]).name, words[1:], 1, folder)
         case "tensorboard":

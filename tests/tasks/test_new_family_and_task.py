@@ -102,7 +102,7 @@ def test_it_embeds_a_video(toy_run, tiny_shards, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "model", [("model.family=toy", "model.frame_size=64"), [f"model.{size}" for size in SMALL]], ids=["toy", "cavmae"]
+    "model", [("model.family=toy", "model.image_size=64"), [f"model.{size}" for size in SMALL]], ids=["toy", "cavmae"]
 )
 def test_a_new_task_trains_either_family_and_resumes(model, tiny_shards, tmp_path):
     train(ALIGN, tiny_shards, tmp_path / "whole" / "run", *model)

@@ -36,7 +36,7 @@ class ToyConfig(ModelSection):
     embed_dim: int = 32
     depth: int = 1
     frames: int = 2
-    frame_size: int = 32
+    image_size: int = 32
     audio_frames: int = 64
 
 
@@ -49,7 +49,7 @@ class ToyMask(Section):
 
 def grids(cfg: ToyConfig) -> tuple[Grid, Grid]:
     """Of the log-mel, and of the T frames above one another."""
-    side = cfg.frame_size // PATCH
+    side = cfg.image_size // PATCH
     return Grid(MEL_BINS // PATCH, cfg.audio_frames // PATCH, PATCH, 1), Grid(cfg.frames * side, side, PATCH, 3)
 
 
@@ -130,7 +130,7 @@ FAMILY = ModelFamily(
     sections={"pretrain": {"mask": (ToyMask, ToyMask())}},
     inputs=lambda model, task: InputSpec(
         log_mel_frames=model.audio_frames,
-        frame_size=model.frame_size,
+        frame_size=model.image_size,
         frames=model.frames,
         frame_spacing_seconds=0.2,
         augmentations=("flip",),
