@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter
 
 from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.schema import MDS_COLUMNS
+from tests.data.stock_reader import StockReader
 
 Change = Callable[[int, dict[str, Any]], None]
 
@@ -18,7 +19,7 @@ def small_shards(
     source: Path, out: Path, numbers: Sequence[int], shard_clips: int, change: Change | None = None
 ) -> Path:
     """These clips of `source`, so many in a shard, with hashes; `change` may alter a record, by its new number."""
-    clips = StreamingDataset(local=str(source), batch_size=1)
+    clips = StockReader(source)
     records = [dict(clips[number]) for number in numbers]
     for number, record in enumerate(records):
         if change:

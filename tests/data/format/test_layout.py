@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter
 
 from cavmae_ds.data.format.layout import NEWEST, layout_of
 from cavmae_ds.data.format.records import Records
@@ -26,6 +26,7 @@ from cavmae_ds.data.format.shard_file import Selection, all_audio_and, check_col
 from cavmae_ds.data.format.targets import Target, pack_targets, targets_of
 from cavmae_ds.errors import DataError
 from tests.data.format.test_schema import jpeg_of, record
+from tests.data.stock_reader import StockReader
 
 SCHEMA_1 = Path(__file__).parents[2] / "golden" / "run_of_16bcd9e" / "shards"
 
@@ -62,7 +63,7 @@ def test_clips_with_any_number_of_frames_and_without_sound_or_picture_read_back(
     written = clip(frames, samples)
     path = shard_of(tmp_path / "shards", [record(), written], codec=codec)
 
-    streamed = StreamingDataset(local=str(tmp_path / "shards"), batch_size=1)[1]
+    streamed = StockReader(tmp_path / "shards")[1]
     selected = read_clip(path, 1, lambda all_of_it: Selection(tuple(range(frames)), 0, all_of_it.n_samples))
 
     assert_holds(written.to_mds(codec), written)
@@ -78,7 +79,7 @@ def test_a_frame_that_a_clip_does_not_have_is_refused_by_its_name(tmp_path):
         with pytest.raises(DataError, match=f"clip 'a/b ü' {words}; prepare"):
             read_clip(path, row, all_audio_and(frame))
         with pytest.raises(DataError, match=f"clip 'a/b ü' {words}; prepare"):
-            frame_of(StreamingDataset(local=str(tmp_path / "shards"), batch_size=1)[row], frame)
+            frame_of(StockReader(tmp_path / "shards")[row], frame)
 
 
 @pytest.mark.parametrize(("column", "cut"), [("frame_times", 4), ("frame_offsets", 4), ("frame_offsets", 24)])
@@ -94,7 +95,7 @@ def test_offsets_and_times_of_other_numbers_of_frames_are_refused(tmp_path, colu
 
 
 def test_records_of_schema_1_are_those_that_streaming_gives():
-    streamed = StreamingDataset(local=str(SCHEMA_1), batch_size=1)
+    streamed = StockReader(SCHEMA_1)
     [shard] = streamed.shards
     check_columns(shard)
     path = SCHEMA_1 / "part-00000" / "shard.00000.mds"
@@ -114,7 +115,7 @@ def test_a_data_set_may_have_targets_beside_all_that_others_have(tmp_path):
     mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
     written = [clip(2, targets=pack_targets([Target(0.5, mask)])), clip(2, targets=pack_targets([]))]
     path = shard_of(tmp_path / "shards", written, COLUMNS_WITH_TARGETS)
-    streamed = StreamingDataset(local=str(tmp_path / "shards"), batch_size=1)
+    streamed = StockReader(tmp_path / "shards")
     [shard] = streamed.shards
 
     check_columns(shard)

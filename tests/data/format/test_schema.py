@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter
 
 from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.schema import (
@@ -24,6 +24,7 @@ from cavmae_ds.data.format.schema import (
     labels_of,
 )
 from cavmae_ds.errors import DataError
+from tests.data.stock_reader import StockReader
 
 
 def jpeg_of(value, mode="RGB", size=(48, 32)):
@@ -89,7 +90,7 @@ def test_a_record_survives_the_way_through_a_shard(tmp_path):
         for each in written:
             writer.write(each.to_mds())
 
-    read = StreamingDataset(local=str(tmp_path / "shards"), batch_size=1)
+    read = StockReader(tmp_path / "shards")
 
     for sample, each in zip(read, written, strict=True):
         assert (sample["clip_id"], sample["source"], sample["start_s"]) == ("a/b ü", "a/b ü.mp4", 1.25)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streaming import MDSWriter, StreamingDataset
+from streaming import MDSWriter
 
 from cavmae_ds.data.format.schema import MDS_COLUMNS, audio_of, frame_jpeg, frame_of, frame_times_of, labels_of
 from cavmae_ds.data.format.shard_file import Selection, all_audio_and, check_columns, read_clip
 from cavmae_ds.errors import DataError
 from tests.data.format.test_schema import record
+from tests.data.stock_reader import StockReader
 
 CLIPS = 24
 rows, frames = st.integers(0, CLIPS - 1), st.integers(0, 9)
@@ -22,7 +23,7 @@ rows, frames = st.integers(0, CLIPS - 1), st.integers(0, 9)
 
 @pytest.fixture(scope="module")
 def streamed(tiny_shards):
-    return StreamingDataset(local=str(tiny_shards), batch_size=1)
+    return StockReader(tiny_shards)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_clips_kept_as_flac_without_labels_or_with_many_are_read_as_well(tmp_pat
     with MDSWriter(out=str(tmp_path / "flac"), columns=MDS_COLUMNS) as writer:
         for labels in ((), (3,), range(20)):
             writer.write(record(labels).to_mds("flac"))
-    streamed = StreamingDataset(local=str(tmp_path / "flac"), batch_size=1)
+    streamed = StockReader(tmp_path / "flac")
     for row in range(3):
         found = read_clip(str(tmp_path / "flac" / "shard.00000.mds"), row, all_audio_and(9))
         assert found["audio"].startswith(b"fLaC") and same(found, streamed[row], 9)
@@ -165,6 +166,6 @@ def test_the_columns_of_our_shards_fit_and_others_are_refused_by_name(streamed, 
         check_columns(reader)
     with MDSWriter(out=str(tmp_path / "other"), columns={"audio": "bytes", "text": "str"}) as writer:
         writer.write({"audio": b"1", "text": "a"})
-    (other,) = StreamingDataset(local=str(tmp_path / "other"), batch_size=1).shards
+    (other,) = StockReader(tmp_path / "other").shards
     with pytest.raises(DataError, match=r"has the columns audio, text of .* expected audio, clip_id"):
         check_columns(other)

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from streaming import StreamingDataset
 
 from cavmae_ds.data.format.manifest import Manifest
 from cavmae_ds.data.format.schema import ClipFlag, audio_of, frame_of, frame_times_of, labels_of
@@ -33,13 +32,14 @@ from tests.data.media_files import (
     tone,
     write_media,
 )
+from tests.data.stock_reader import StockReader
 from tests.ranks import CAVMAE, fork_cavmae
 
 SMALL = PrepareSettings(frame_size=72, inputs_per_part=4)
 
 
 def clips_in(out):
-    return {sample["clip_id"]: sample for sample in StreamingDataset(local=str(out), batch_size=1)}
+    return {sample["clip_id"]: sample for sample in StockReader(out)}
 
 
 def contents(out):
