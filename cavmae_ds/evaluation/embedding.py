@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cavmae_ds.data.format.clips import decode_clip, padded, padded_frames
-from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, decode_frame
+from cavmae_ds.data.format.schema import AUDIO_RATE_HZ, CLIP_SECONDS, Require, decode_frame
 from cavmae_ds.data.format.shard_file import Contents, Select, Selection, select_from
 from cavmae_ds.data.input_spec import InputSpec
 from cavmae_ds.data.loading.selection import MIDDLE_POSITION, evaluation_selection
@@ -180,7 +180,8 @@ class Embedder:
 def clip_settings(inputs: InputSpec, clip_seconds: float = CLIP_SECONDS) -> PrepareSettings:
     """How `cavmae prepare` makes clips for a model by default. Raises ConfigError for a length that no clip has."""
     try:
-        return PrepareSettings(frame_size=inputs.frame_size, clip_seconds=clip_seconds)
+        require: Require = "both" if inputs.frames else "audio"
+        return PrepareSettings(frame_size=inputs.frame_size, clip_seconds=clip_seconds, require=require)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error

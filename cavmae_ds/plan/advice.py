@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cavmae_ds.config.ds_config import find_fragment
+from cavmae_ds.config.sections.base import divisors
 from cavmae_ds.config.sections.run import RunConfig
 from cavmae_ds.errors import ConfigError, distinct
 from cavmae_ds.plan.predict import Choice, Planner, Prediction
@@ -55,7 +56,7 @@ def with_possible_micro_batch(cfg: RunConfig, gpus: int) -> tuple[RunConfig, lis
     refuses that.
     """
     own, (per_gpu, rest) = cfg.train.micro_batch, divmod(cfg.train.global_batch, gpus)
-    problems = {n: _problem(cfg, per_gpu // n) for n in range(1, per_gpu + 1) if per_gpu % n == 0}
+    problems = {n: _problem(cfg, per_gpu // n) for n in divisors(per_gpu)} if per_gpu else {}
     possible = [n for n, problem in problems.items() if not problem]
     if rest or not possible or own in possible:
         return cfg, []
@@ -120,5 +121,5 @@ def _largest_choice(planner: Planner, engine: Path, variant: Variant) -> Choice 
     """The largest micro-batch that fits and divides a GPU's clips of the step."""
     most = planner.largest_micro_batch(engine, variant)
     clips = planner.clips_per_gpu
-    fitting = [n for n in range(min(most, clips), 0, -1) if clips % n == 0]
-    return Choice(engine, fitting[0], variant) if fitting else None
+    fitting = [n for n in divisors(clips) if n <= most]
+    return Choice(engine, fitting[-1], variant) if fitting else None

@@ -14,18 +14,24 @@ RUN = typer.Argument(help="Run file: YAML with the differences from the defaults
 OVERRIDES = typer.Argument(help="section.key=value, as many as you like.")
 
 
+LARGEST = 1e6
+"""Of a GPU's figures; no card comes near, and infinity is none."""
+
+
 def plan(
     run: Annotated[Path, RUN],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of the run.")] = 8,
     gpu: Annotated[str, typer.Option(help="h200, h100, a100-80, l40s or custom.")] = "h200",
-    memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Memory of a GPU, GiB.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(min=0.1, max=LARGEST, help="Memory of a GPU, GiB.")] = None,
     tflops: Annotated[
-        float | None, typer.Option(min=0.1, help="Dense rate of the datasheet in the run's precision, TFLOP/s.")
+        float | None,
+        typer.Option(min=0.1, max=LARGEST, help="Dense rate of the datasheet in the run's precision, TFLOP/s."),
     ] = None,
-    bandwidth_tbs: Annotated[float | None, typer.Option(min=0.01, help="Memory bandwidth, TB/s.")] = None,
+    bandwidth_tbs: Annotated[float | None, typer.Option(min=0.01, max=LARGEST, help="Memory bandwidth, TB/s.")] = None,
     link_gbs: Annotated[
-        float | None, typer.Option(min=0.01, help="What a GPU receives in a collective, GB/s, in and between hosts.")
+        float | None,
+        typer.Option(min=0.01, max=LARGEST, help="What a GPU receives in a collective, GB/s, in and between hosts."),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a host.")] = 8,
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the matrix rate that training reaches.")] = 0.4,

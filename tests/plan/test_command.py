@@ -32,6 +32,21 @@ def refusal(monkeypatch, capsys, *arguments: str) -> str:
     return said
 
 
+@pytest.mark.parametrize("figure", ["--memory-gib", "--tflops", "--bandwidth-tbs", "--link-gbs"])
+@pytest.mark.parametrize("value", ["inf", "1e300", "nan", "0"])
+def test_a_figure_that_no_gpu_has_is_refused_by_its_option(figure, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cavmae", "plan", BASE, "--clips", "1772023", figure, value])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert f"Invalid value for '{figure}'" in capsys.readouterr().err
+
+
+def test_a_batch_of_billions_is_planned_in_seconds(monkeypatch, capsys):
+    batch = "train.global_batch=20000000000", "train.micro_batch=10000000000"
+    assert "GiB" in run(monkeypatch, capsys, BASE, "model.preset=tiny", *batch, "--gpus", "2", "--clips", str(10**12))
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_can_be_planned(recipe, monkeypatch, capsys):
     shallow = "model.modality_specific_depth=2"  # as many blocks, as long does it take

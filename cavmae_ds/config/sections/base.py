@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -44,6 +45,12 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
         below = value - value % divisor
         near = f"{below} or {below + divisor}" if below else f"{divisor}"
         raise ValueError(f"{name} must be a multiple of {of} = {divisor}, got {value}; {near} would fit")
+
+
+def divisors(number: int) -> list[int]:
+    """All of a positive number, ascending."""
+    below = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*below, *(number // n for n in below)})
 
 
 def filled_in(values: Any, table: dict[str, dict[str, Any]], key: str) -> Any:

@@ -32,6 +32,8 @@ class Layout(NamedTuple):
             raise ValueError(f"a record has {len(content)} bytes, its head alone takes {self.head.size}")
         at, sample = self.head.size, {}
         for name, size in self.sizes(content[:at]).items():
+            if at + size > len(content):
+                raise ValueError(f"its column {name} ends {at + size - len(content)} bytes after the record")
             sample[name] = _decoded(self.encodings[name], content[at : at + size])
             at += size
         if at != len(content):

@@ -38,6 +38,8 @@ from cavmae_ds.data.prepare.tracks import (
 from cavmae_ds.errors import distinct
 
 MAX_BAD_SHARE = 0.1
+MAX_FRAME_BYTES = 2**31
+"""Of one clip; a shard counts its bytes in 32 bits."""
 OF_THE_OTHER = {
     "both": (),
     "audio": (RejectCode.NO_VIDEO, RejectCode.CORRUPT_VIDEO, RejectCode.TOO_LARGE),
@@ -96,7 +98,9 @@ def _split(item: VideoInput, settings: PrepareSettings, parts: Require) -> list[
         if not tracks.read[0].presented:
             _refuse_missing(container, tracks, tracks.read[-1].start_s, settings.clip_seconds)
         truncated = _shortfall(container, tracks, start_s, np.inf) is not None
-    length_s = _end_s(tracks) - start_s
+    # A window whose picture has ended is one of its sound alone, where that is enough.
+    end_s = max(track.end_s for track in tracks.read) if settings.require == "audio" else _end_s(tracks)
+    length_s = end_s - start_s
     windows = int((length_s + TIME_TOLERANCE_S) / settings.clip_seconds)
     windows += truncated or length_s - windows * settings.clip_seconds >= MIN_COMMON_SECONDS
     offsets_s = [k * settings.clip_seconds for k in range(max(windows, 1))]
@@ -133,6 +137,8 @@ def _read(item: VideoInput, settings: PrepareSettings, parts: Require, *, jump: 
     if sound is not None and silent and not settings.keep_silent:
         raise ClipRejected(RejectCode.SILENT_AUDIO, f"all {len(sound.samples)} samples are zero")
 
+    if (size := sum(len(picture.jpeg) for _, picture in frames)) > MAX_FRAME_BYTES:
+        raise ClipRejected(RejectCode.TOO_LARGE, f"{size / 1e9:.1f} GB of frames, {MAX_FRAME_BYTES / 1e9:.1f} fit")
     times_s = tuple(round(time_s - start_s, 6) for time_s, _ in frames)
     covered_s = min(length_s, len(sound.samples) / AUDIO_RATE_HZ) if sound else length_s
     unusual = {
@@ -235,7 +241,7 @@ def _clip_span(
     if tracks.video:
         lengths = [("picture", end_s - start_s), *([("sound", audio.seconds)] if audio else [])]
     else:
-        lengths = [("sound", min(end_s, start_s + clip_seconds) - max(start_s, first.start_s))]
+        lengths = [("sound", max(min(end_s, start_s + clip_seconds) - max(start_s, first.start_s), 0.0))]
     for what, seconds in lengths:
         if seconds < MIN_COMMON_SECONDS:
             got, needed = distinct(seconds, MIN_COMMON_SECONDS, ".2f")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cavmae_ds.config.sections.augment import PretrainAugmentConfig
-from cavmae_ds.config.sections.base import OnResume, Section, Weight, multiple
+from cavmae_ds.config.sections.base import OnResume, Section, Weight, divisors, multiple
 from cavmae_ds.config.sections.run import NextSteps, RunConfig
 from cavmae_ds.errors import ConfigError
 
@@ -135,7 +135,7 @@ class PretrainConfig(RunConfig):
     def same_candidates(self, ranks: int, candidates: int) -> list[str]:
         """train.micro_batch and contrastive.two_pass, where they can give this number."""
         batch, two_pass = self.train.global_batch, self.contrastive.two_pass
-        fitting = (micro for micro in range(1, batch // ranks + 1) if batch % (micro * ranks) == 0)
+        fitting = [] if batch % ranks else divisors(batch // ranks)
         micros = [micro for micro in fitting if self._candidates(ranks, micro, two_pass) == candidates]
         settings = [f"train.micro_batch: {micro}" for micro in micros[:1]]
         if not two_pass and self._candidates(ranks, self.train.micro_batch, True) == candidates:

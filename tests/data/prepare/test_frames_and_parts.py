@@ -232,6 +232,27 @@ def test_windows_of_a_sound_without_a_picture_follow_one_another(tmp_path, suffi
         np.testing.assert_allclose(clip.audio, expected[2 * k * AUDIO_RATE_HZ :][: len(clip.audio)], atol=2)
 
 
+@pytest.mark.parametrize("picture_s", [0.5, 1.5, 2.5])
+def test_windows_last_as_long_as_the_sound_where_only_audio_is_required(tmp_path, picture_s):
+    """Those whose picture has ended, or never lasted a second, are of the sound alone."""
+    path = write_media(tmp_path / "v.mkv", frames=numbered(picture_s), sound=tone(440, 6), key_frame_every=5)
+
+    found = windows_of(path, require="audio")
+
+    assert list(found) == ["@00000.0", "@00002.0", "@00004.0"]
+    seen = [clip for clip in found.values() if clip.frames]
+    assert [len(clip.audio) / AUDIO_RATE_HZ for clip in found.values()] == pytest.approx([2, 2, 2], abs=0.06)
+    assert len(seen) == (1 if picture_s > 1 else 0)
+
+
+def test_a_window_after_the_sound_has_ended_has_none(tmp_path):
+    path = write_media(tmp_path / "v.mkv", frames=numbered(6), sound=tone(440, 2.2), key_frame_every=10)
+    settings = PrepareSettings(frame_size=72, clip_seconds=2, windows=True, require="audio")
+    window = split_video(item_of(path), settings)[2]
+    with pytest.raises(ClipRejected, match=r"0\.00 s of sound"):
+        read_clip(window, settings)
+
+
 def test_windows_after_the_sound_has_ended_are_kept_where_only_video_is_required(tmp_path):
     path = write_media(tmp_path / "v.mkv", frames=numbered(6), sound=tone(440, 2.2), key_frame_every=10)
 
