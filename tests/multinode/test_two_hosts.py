@@ -82,6 +82,9 @@ def assert_nothing_left(host: Host) -> None:
     assert host.shared_memory() == []
 
 
+@pytest.mark.skipif(
+    " " in str(PRETRAIN), reason="DeepSpeed's pdsh runner does not quote a checkout's path with a blank"
+)
 def test_deepspeed_on_two_hosts_goes_on_when_the_link_comes_back_after_ten_seconds(hosts, folder, one_host):
     a, b = hosts
     run_dir = folder / "pdsh"
